@@ -1,0 +1,1 @@
+"""Calibration: sampling texts, accumulating statistics, walking a model block by block."""

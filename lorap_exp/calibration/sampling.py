@@ -1,0 +1,89 @@
+"""Calibration sequences: a random document longer than the window, then a random window of it.
+
+The order of draws follows LoRAP's public code (arXiv 2404.09695).
+"""
+
+import hashlib
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from lorap_exp.config import CalibrationConfig
+from lorap_exp.data.embedded import Embedded
+from lorap_exp.data.source import DataSource
+from lorap_exp.errors import LorapError
+
+
+def read_documents(calibration: CalibrationConfig, data: DataSource) -> list[str]:
+    """The calibration text as documents, from `data`, local files or the embedded text."""
+    if calibration.text == "files":
+        return [d for name in calibration.files for d in _split_file(name, calibration.separator)]
+    if calibration.text == "embedded":
+        return list(Embedded().documents("embedded", calibration.split))
+    if data.name == "embedded":
+        raise LorapError(
+            f"calibration.text must be embedded or files when data.source is embedded, "
+            f"got '{calibration.text}'"
+        )
+    return list(data.documents(calibration.text, calibration.split))
+
+
+def _split_file(name: str, separator: str) -> list[str]:
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise LorapError(f"calibration.files must name existing text files, got '{name}'")
+    text = path.read_text(encoding="utf-8")
+    if separator == "file":
+        return [text]
+    return [part for part in text.split("\n" if separator == "line" else "\n\n") if part.strip()]
+
+
+def sample_windows(
+    documents: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    samples: int,
+    length: int,
+    seed: int,
+) -> Tensor:
+    """Token ids (samples, length).
+
+    Documents are tokenised as they are drawn, so a large corpus costs only what is used.
+
+    Raises:
+        LorapError: the documents longer than the window hold fewer tokens than asked for.
+    """
+    generator = random.Random(seed)
+    tokens: dict[int, list[int]] = {}
+    usable = [i for i, text in enumerate(documents) if len(text) > length // 2]
+    available = 0
+    windows: list[list[int]] = []
+    while len(windows) < samples and usable:
+        index = generator.choice(usable)
+        if index not in tokens:
+            tokens[index] = tokenizer(documents[index], verbose=False)["input_ids"]
+            if len(tokens[index]) <= length:
+                usable.remove(index)
+                continue
+            available += len(tokens[index])
+        start = generator.randrange(len(tokens[index]) - length)
+        windows.append(tokens[index][start : start + length])
+    if available < samples * length:
+        for index in usable:
+            if index not in tokens:
+                found = len(tokenizer(documents[index], verbose=False)["input_ids"])
+                available += found if found > length else 0
+    if available < samples * length:
+        raise LorapError(
+            f"calibration.samples x calibration.length must be at most the {available} tokens of "
+            f"the documents longer than {length} tokens, got {samples} x {length}"
+        )
+    return torch.tensor(windows, dtype=torch.long)
+
+
+def digest(ids: Tensor) -> str:
+    """sha256 of calibration tokens."""
+    return hashlib.sha256(ids.contiguous().numpy().tobytes()).hexdigest()

@@ -1,0 +1,48 @@
+"""`--help`: every group and option with the first line of its file, so it cannot go stale."""
+
+from pathlib import Path
+
+INTRODUCTION = """\
+lorap_exp: compress a language model, score it, and end in the table of the paper.
+
+  python -m lorap_exp model=… ratio=… method=… calibration=… evaluation=… data=… logging=…
+  python -m lorap_exp -m ratio=0.2,0.5 method=lorap,svd        a sweep: every combination
+  python -m lorap_exp experiment=quickstart                    a prepared sweep
+  python -m lorap_exp.report outputs/<name>                    its table and plot, from disk
+
+Settings (key=value; `--cfg job` prints all of them with their values):
+  name       folder of the sweep under outputs/; the same command goes on where it stopped
+  ratio      share of the attention and MLP weights to remove, in [0, 1)
+  device     auto, cpu, cuda or cuda:N          dtype   float32, bfloat16 or float16
+  model.path any hub id or local folder         seed    of calibration windows and random models
+"""
+ORDER = ["model", "method", "calibration", "evaluation", "data", "logging", "experiment"]
+
+
+def conf_folder() -> Path:
+    """The configuration tree: inside the package when installed, beside it in a checkout."""
+    inside = Path(__file__).resolve().parent / "conf"
+    return inside if inside.is_dir() else inside.parent.parent / "conf"
+
+
+def catalogue() -> str:
+    """The help text."""
+    lines = [INTRODUCTION]
+    for group in [*ORDER, "hydra/launcher"]:
+        folder = conf_folder() / group
+        options = sorted(folder.rglob("*.yaml"))
+        if not options:
+            continue
+        lines.append(f"{group}=")
+        for path in options:
+            name = str(path.relative_to(folder).with_suffix(""))
+            lines.append(f"  {name:<22} {_headline(path)}")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _headline(path: Path) -> str:
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.startswith("# ") and not line.startswith("# @package"):
+            return line.removeprefix("# ")
+    return ""

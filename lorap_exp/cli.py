@@ -1,0 +1,88 @@
+"""The command line: Hydra composes, `pipeline.run` works, errors become one sentence."""
+
+import difflib
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+
+from lorap_exp.catalogue import catalogue, conf_folder
+from lorap_exp.config import validate
+from lorap_exp.errors import LorapError
+
+OmegaConf.register_new_resolver(
+    "slug", lambda text: re.sub(r"[^\w.=,+-]+", "_", text) or "default", replace=True
+)
+
+
+@hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")
+def job(cfg: DictConfig) -> None:
+    """One job of a run or a sweep."""
+    from lorap_exp.job import record_failure, write_json
+    from lorap_exp.pipeline import run
+
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    raw: Any = OmegaConf.to_container(cfg, resolve=True)
+    try:
+        config = validate(raw)
+    except LorapError:
+        if not (folder / "config.json").exists():
+            write_json(folder / "config.json", raw)
+            with record_failure(folder):
+                raise
+        raise
+    run(config, folder)
+
+
+def main() -> None:
+    """Console entry: `lorap-exp` and `python -m lorap_exp`."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(catalogue())
+        return
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    try:
+        job()
+    except LorapError as error:
+        sys.exit(f"error: {error}")
+    except HydraException as error:
+        sys.exit(f"error: {explain(error)}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted: the same command goes on from here")
+
+
+def explain(error: HydraException) -> str:
+    """One sentence for a configuration that Hydra cannot compose."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        return f"{group} must be one of {', '.join(error.options or [])}, got '{name}'"
+    text = str(error)
+    if isinstance(error, ConfigCompositionException):
+        found = re.search(r"Could not (?:override|append) '([^']+)'", text)
+        if found:
+            return unknown_key(found[1])
+    return " ".join(text.split())
+
+
+def unknown_key(key: str) -> str:
+    """Name the misspelled key, the nearest ones and the settings of its level."""
+    with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        known = sorted(_keys(OmegaConf.to_container(hydra.compose("config"), resolve=False)))
+    level = key.rpartition(".")[0]
+    beside = [k for k in known if k.rpartition(".")[0] == level] or known
+    near = difflib.get_close_matches(key, known, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return f"'{key}' is not a setting; {hint}allowed here: {', '.join(beside)}"
+
+
+def _keys(node: Any, prefix: str = "") -> list[str]:
+    found = []
+    for name, value in node.items():
+        key = f"{prefix}{name}"
+        found += [key, *(_keys(value, key + ".") if isinstance(value, dict) else [])]
+    return found

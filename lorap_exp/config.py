@@ -1,0 +1,171 @@
+"""The schema of an experiment: every key, type and range, checked before any weight is read.
+
+Hydra composes `conf/`; `validate` turns the result into one frozen `Config`. Defaults of choices
+are written in `conf/`, not here.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from lorap_exp.errors import LorapError
+
+TextName = Literal["wikitext2", "ptb", "c4", "embedded"]
+TaskName = Literal[
+    "boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa"
+]
+ProfileName = Literal["lorap", "sparsegpt", "svd_llm", "asvd"]
+
+
+def _ratio(value: float) -> float:
+    if not (math.isfinite(value) and 0 <= value < 1):
+        raise ValueError("must lie in [0, 1)")
+    return value
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys are errors, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class WheelConfig(Section):
+    """A GGUF file inside a PyPI wheel: a real model where no hub answers."""
+
+    requirement: str
+    module: str
+    gguf_file: str
+
+
+class RandomModelConfig(Section):
+    """Sizes of a randomly initialised model for tests."""
+
+    family: str
+    blocks: Annotated[int, Field(ge=1)]
+    hidden_size: Annotated[int, Field(ge=2)]
+    intermediate_size: Annotated[int, Field(ge=2)]
+    heads: Annotated[int, Field(ge=1)]
+    kv_heads: Annotated[int, Field(ge=1)]
+
+
+class ModelConfig(Section):
+    name: str
+    path: str | None
+    revision: str | None
+    wheel: WheelConfig | None
+    random: RandomModelConfig | None
+
+
+class MethodConfig(Section):
+    """An ordered stack of stages; each is a `_target_` and its fields, or null to leave it out."""
+
+    name: str
+    stages: dict[str, dict[str, Any] | None]
+
+
+class CalibrationConfig(Section):
+    name: str
+    text: TextName | Literal["files"]
+    split: Literal["train", "validation"]
+    files: tuple[str, ...]
+    separator: Literal["line", "blank_line", "file"]
+    samples: Annotated[int, Field(ge=1)]
+    length: Annotated[int, Field(ge=2)]
+    seed: int
+    batch_size: Annotated[int, Field(ge=1)]
+    propagation: Literal["compressed", "original"]
+
+
+class PerplexityConfig(Section):
+    profile: ProfileName
+    texts: tuple[Literal["wikitext2", "ptb"], ...]
+    max_tokens: Annotated[int, Field(ge=2)] | None
+    batch_size: Annotated[int, Field(ge=1)]
+
+
+class ZeroShotConfig(Section):
+    tasks: tuple[TaskName, ...]
+    limit: Annotated[int, Field(ge=1)] | None
+    batch_size: Annotated[int, Field(ge=1)]
+
+
+class EvaluationConfig(Section):
+    name: str
+    perplexity: PerplexityConfig | None
+    zero_shot: ZeroShotConfig | None
+
+
+class DataConfig(Section):
+    source: Literal["hub", "local", "embedded"]
+    folder: str | None
+
+    @model_validator(mode="after")
+    def _folder_when_local(self) -> "DataConfig":
+        if self.source == "local" and self.folder is None:
+            raise ValueError("folder must be set when source is local, got null")
+        return self
+
+
+class LoggingConfig(Section):
+    name: str
+    wandb: Literal["offline", "online", "disabled"]
+    project: str
+    entity: str | None
+
+
+class Config(Section):
+    """One experiment."""
+
+    name: str
+    ratio: Annotated[float, AfterValidator(_ratio)]
+    seed: int
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+    dtype: Literal["float32", "bfloat16", "float16"]
+    output_root: str
+    model: ModelConfig
+    method: MethodConfig
+    calibration: CalibrationConfig
+    evaluation: EvaluationConfig
+    data: DataConfig
+    logging: LoggingConfig
+
+    def identity(self) -> dict[str, Any]:
+        """The part that decides the numbers: everything but where results are written or logged."""
+        return self.model_dump(mode="json", exclude={"name", "output_root", "logging"})
+
+
+def validate(raw: Mapping[str, Any]) -> Config:
+    """The checked configuration, or a `LorapError` with one sentence for each wrong key."""
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        raise LorapError(explain(error)) from error
+
+
+def explain(error: ValidationError, prefix: str = "") -> str:
+    """One sentence for each wrong field: its key, what is allowed, and the value given."""
+    sentences = []
+    for problem in error.errors():
+        parts = [prefix, *(str(p) for p in problem["loc"] if p not in ("str", "int", "float"))]
+        key = ".".join(part for part in parts if part)
+        sentences.append(f"{key} {_rule(problem)}, got {problem['input']!r}")
+    return "; ".join(sentences)
+
+
+def _rule(problem: Mapping[str, Any]) -> str:
+    context = problem.get("ctx", {})
+    match problem["type"]:
+        case "extra_forbidden" | "unexpected_keyword_argument":
+            return "is not a setting (misspelled?)"
+        case "missing" | "missing_argument":
+            return "must be set"
+        case "literal_error":
+            return f"must be one of {context['expected']}"
+        case "string_pattern_mismatch":
+            return "must be auto, cpu, cuda or cuda:N"
+        case "value_error":
+            return str(context["error"])
+        case _:
+            return problem["msg"].replace("Input should be", "must be")

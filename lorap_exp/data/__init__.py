@@ -1,0 +1,1 @@
+"""Evaluation and calibration data behind one setting: the hub, a local folder, or embedded."""

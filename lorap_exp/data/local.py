@@ -1,0 +1,87 @@
+"""A folder of real data with a manifest: every file is verified before it is used.
+
+The layout is `wikitext2/`, `ptb/`, `calibration/`, `tasks/`, and MANIFEST.json with the bytes and
+sha256 of each file.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lorap_exp.data import wikitext
+from lorap_exp.errors import LorapError
+
+TASK_SPLITS = {
+    "boolq": "validation",
+    "piqa": "validation",
+    "hellaswag": "validation",
+    "winogrande": "validation",
+    "arc_easy": "test",
+    "arc_challenge": "test",
+    "openbookqa": "test",
+}
+
+
+def only_split(task: str) -> dict[str, Any]:
+    """lm-eval keys of a task that has no split but the one it is scored on."""
+    splits: dict[str, Any] = dict.fromkeys(
+        ("training_split", "validation_split", "test_split", "fewshot_split")
+    )
+    return splits | {f"{TASK_SPLITS[task]}_split": TASK_SPLITS[task], "dataset_name": None}
+
+
+class Local:
+    """`data.source=local`: files of `data.folder`, each checked against its manifest."""
+
+    name = "local"
+    comparable = True
+
+    def __init__(self, folder: Path) -> None:
+        manifest = folder / "MANIFEST.json"
+        if not manifest.is_file():
+            raise LorapError(f"data.folder must hold MANIFEST.json, got '{folder}'")
+        self.folder = folder
+        self.manifest: dict[str, dict[str, Any]] = json.loads(manifest.read_text())
+
+    def label(self, text: str) -> str:
+        return {"wikitext2": "WikiText-2", "ptb": "PTB"}[text]
+
+    def rows(self, text: str, split: str) -> list[str]:
+        lines = self._read(f"{text}/{split}.txt").splitlines()
+        return wikitext.rows_of_lines(lines) if text == "wikitext2" else [s.strip() for s in lines]
+
+    def documents(self, text: str, split: str) -> Sequence[str]:
+        if text == "c4":
+            return self._read("calibration/c4_sample.txt").splitlines()
+        rows = self.rows(text, split)
+        return wikitext.articles(rows) if text == "wikitext2" else ["\n\n".join(rows)]
+
+    def task(self, task: str) -> dict[str, Any]:
+        path = self._verified(f"tasks/{task}.parquet")
+        files = {TASK_SPLITS[task]: str(path.resolve())}
+        return only_split(task) | {
+            "dataset_path": "parquet",
+            "dataset_kwargs": {"data_files": files},
+        }
+
+    def _read(self, name: str) -> str:
+        return self._verified(name).read_text(encoding="utf-8")
+
+    def _verified(self, name: str) -> Path:
+        path = self.folder / name
+        if name not in self.manifest or not path.is_file():
+            beside = sorted(n for n in self.manifest if n.split("/")[0] == name.split("/")[0])
+            raise LorapError(
+                f"data.folder '{self.folder}' must hold '{name}' and list it in MANIFEST.json; "
+                f"it lists {beside or sorted(self.manifest)}"
+            )
+        expected = self.manifest[name]["sha256"]
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        if found != expected:
+            raise LorapError(
+                f"data.folder: the sha256 of '{path}' must be {expected} as its MANIFEST.json "
+                f"says, got {found}"
+            )
+        return path

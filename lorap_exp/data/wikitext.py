@@ -1,0 +1,19 @@
+"""WikiText-2 raw: from lines to the hub's rows, and from rows to articles."""
+
+import re
+from collections.abc import Iterable, Sequence
+
+
+def rows_of_lines(lines: Iterable[str]) -> list[str]:
+    """The hub's rows of a raw file's lines: each with its newline, blank ones empty."""
+    return [line + "\n" if line.strip() else "" for line in lines]
+
+
+def articles(rows: Sequence[str]) -> list[str]:
+    """Rows grouped into articles at their top-level headings ` = Title = `."""
+    found: list[list[str]] = [[]]
+    for row in rows:
+        if re.fullmatch(r" = [^=].*[^=] = \n?", row):
+            found.append([])
+        found[-1].append(row)
+    return ["".join(article) for article in found if any(row.strip() for row in article)]

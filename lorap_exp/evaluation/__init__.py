@@ -1,0 +1,1 @@
+"""Scores of a model: perplexity by named profile, and zero-shot tasks through lm-eval."""

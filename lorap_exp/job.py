@@ -1,0 +1,127 @@
+"""The folder of one job: what is finished is kept, what is cut is done again.
+
+Every file is written atomically. A folder belongs to one configuration; the same configuration
+goes on where it stopped, another one is refused with the difference.
+"""
+
+import json
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from filelock import FileLock, Timeout
+
+from lorap_exp.config import Config
+from lorap_exp.errors import LorapError
+from lorap_exp.reporting.result import Result
+
+
+T = TypeVar("T")
+
+
+class Job:
+    """An open job folder; `open_job` makes one."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.model_folder = folder / "model"
+
+    def result(self) -> Result | None:
+        """The result of a finished job."""
+        raw = self.read("result.json")
+        return None if raw is None else Result.from_dict(raw)
+
+    def finish(self, result: Result) -> None:
+        self.write("result.json", result.to_dict())
+
+    def reuse(self, name: str, restore: Callable[..., T], compute: Callable[[], T]) -> T:
+        """A dataclass from `name`.json when it is there, else computed and written."""
+        raw = self.read(f"{name}.json")
+        if raw is not None:
+            return restore(**raw)
+        value = compute()
+        assert is_dataclass(value) and not isinstance(value, type)
+        self.write(f"{name}.json", asdict(value))
+        return value
+
+    def read(self, name: str) -> Any | None:
+        path = self.folder / name
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    def write(self, name: str, value: Any) -> None:
+        write_json(self.folder / name, value)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write all of it or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(value, indent=1, default=str), encoding="utf-8")
+    partial.replace(path)
+
+
+@contextmanager
+def open_job(folder: Path, cfg: Config) -> Iterator[Job]:
+    """Lock the folder, refuse another configuration, and keep `status.json` true.
+
+    Raises:
+        LorapError: another process works here, or the folder holds another configuration's run.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            job = Job(folder)
+            _refuse_other(job, cfg)
+            job.write("config.json", cfg.model_dump(mode="json"))
+            job.write("status.json", {"state": "running"})
+            with record_failure(folder):
+                yield job
+            job.write("status.json", {"state": "done"})
+    except Timeout as error:
+        raise LorapError(f"output folder '{folder}' is in use by another process") from error
+
+
+@contextmanager
+def record_failure(folder: Path) -> Iterator[None]:
+    """Leave the reason of a failure in `status.json`, and let it pass on."""
+    try:
+        yield
+    except BaseException as error:
+        status = {"state": "failed", "error": _reason(error)}
+        if not isinstance(error, LorapError):
+            status["traceback"] = "".join(traceback.format_exception(error)[-6:])
+        write_json(folder / "status.json", status)
+        raise
+
+
+def _reason(error: BaseException) -> str:
+    text = str(error).strip()
+    if isinstance(error, LorapError):
+        return text
+    return f"{type(error).__name__}: {text.splitlines()[0] if text else ''}"
+
+
+def _refuse_other(job: Job, cfg: Config) -> None:
+    raw = job.read("config.json")
+    status = job.read("status.json")
+    if raw is None or status is None or "plan.json" not in {p.name for p in job.folder.iterdir()}:
+        return
+    before = Config.model_validate(raw).identity()
+    differences = list(_differences(before, cfg.identity()))
+    if differences:
+        raise LorapError(
+            f"output folder '{job.folder}' holds another configuration's run: "
+            f"{'; '.join(differences)}; choose another name=… or remove the folder"
+        )
+
+
+def _differences(before: Any, now: Any, key: str = "") -> Iterator[str]:
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for name in sorted({*before, *now}):
+            inner = f"{key}.{name}" if key else name
+            yield from _differences(before.get(name), now.get(name), inner)
+    elif before != now:
+        yield f"{key} was {before!r}, now {now!r}"

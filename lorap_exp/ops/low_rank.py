@@ -1,0 +1,75 @@
+"""Low-rank approximation of a weight under an activation metric: one projection serves every metric.
+
+All metrics of LoRAP (arXiv 2404.09695, section 3.1) minimise |(W' - W) M^(1/2)|_F over W' of a given
+rank, and differ in M only: the identity (SVD), the diagonal of squared input norms (AWSVD), the
+covariance (AFM) or the second moment E[x x^T] (exact activation reconstruction).
+
+Shapes: O output features, I input features, R rank; W_OI is a weight as `nn.Linear` stores it.
+"""
+
+import torch
+from torch import Tensor
+
+
+def project_outputs(W_OI: Tensor, metric: Tensor | None, rank: int) -> tuple[Tensor, Tensor]:
+    """Best rank-`rank` factors of W_OI under |(W' - W) M^(1/2)|_F, without inverting anything.
+
+    With P the top eigenvectors of W M W^T the minimiser is W' = P P^T W (Eckart-Young on
+    W M^(1/2), whose row space is mapped back by the projection itself). So a singular or zero M
+    needs no damping: P is orthonormal whatever M is.
+
+    Args:
+        W_OI: weight, any floating dtype.
+        metric: M; None is the identity, a vector (I,) a diagonal, a matrix (I, I) positive
+            semi-definite up to rounding.
+        rank: 1 to min(O, I).
+
+    Returns:
+        L_OR with orthonormal columns and R_RI = L^T W, float32, W ~ L R.
+
+    The eigenproblem is solved in float64, on the smaller side of the weight.
+
+    Raises:
+        ValueError: rank out of range, or a non-finite weight or metric.
+    """
+    out_features, in_features = W_OI.shape
+    if not 1 <= rank <= min(out_features, in_features):
+        raise ValueError(
+            f"rank must lie in [1, {min(out_features, in_features)}] for a "
+            f"{out_features} x {in_features} weight, got {rank}"
+        )
+    A_OI = apply_root(W_OI, metric)
+    if not torch.isfinite(A_OI).all():
+        raise ValueError("the weight or its metric is not finite")
+    L_OR = top_left_subspace(A_OI, rank)
+    return L_OR.float(), (L_OR.mT @ W_OI.double()).float()
+
+
+def apply_root(W_OI: Tensor, metric: Tensor | None) -> Tensor:
+    """W M^(1/2), float64; negative eigenvalues of M, which are rounding, count as zero."""
+    W = W_OI.double()
+    if metric is None:
+        return W
+    if metric.ndim == 1:
+        return W * metric.double().clamp_min(0).sqrt()
+    values, vectors = torch.linalg.eigh(metric.double())
+    return ((W @ vectors) * values.clamp_min(0).sqrt()) @ vectors.mT
+
+
+def top_left_subspace(A_OI: Tensor, rank: int) -> Tensor:
+    """Orthonormal basis (O, rank) of the leading left singular subspace of A, by `eigh`.
+
+    `eigh` of the smaller Gram matrix is several times cheaper than an SVD and, in float64, exact
+    to float32 for any spectrum that matters. On the input side, A V is orthonormalised by QR
+    rather than by dividing by singular values, so directions that A annihilates stay harmless.
+    """
+    out_features, in_features = A_OI.shape
+    if out_features <= in_features:
+        return torch.linalg.eigh(A_OI @ A_OI.mT).eigenvectors[:, -rank:].flip(-1)
+    V_IR = torch.linalg.eigh(A_OI.mT @ A_OI).eigenvectors[:, -rank:].flip(-1)
+    return torch.linalg.qr(A_OI @ V_IR).Q
+
+
+def weighted_error(W_OI: Tensor, approximation_OI: Tensor, metric: Tensor | None) -> Tensor:
+    """The objective |(W' - W) M^(1/2)|_F as a float64 scalar."""
+    return apply_root(approximation_OI.double() - W_OI.double(), metric).norm()

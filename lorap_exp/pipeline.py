@@ -1,0 +1,216 @@
+"""The experiment. Read this file first.
+
+`run` checks every input, plans, calibrates and compresses block by block, saves, evaluates and
+reports. Each step leaves its result in the job's folder, so the same command goes on where it
+was cut.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from lorap_exp.calibration.sampling import digest, read_documents, sample_windows
+from lorap_exp.config import Config
+from lorap_exp.data.source import DataSource, Text, open_source
+from lorap_exp.evaluation.perplexity import Perplexity, evaluate_perplexity, tokenize
+from lorap_exp.evaluation.profiles import PROFILES, read_text
+from lorap_exp.evaluation.zero_shot import TaskScore, evaluate_task, write_tasks
+from lorap_exp.job import Job, open_job
+from lorap_exp.methods.stage import Stage, build_stages, compress, plan_stack, shapes_of
+from lorap_exp.models.checkpoint import as_compressed, check_reload, count_parameters, load, save
+from lorap_exp.models.loading import (
+    describe_source,
+    load_config,
+    load_model,
+    load_tokenizer,
+    meta_model,
+    resolve_device,
+)
+from lorap_exp.planning.plan import Plan
+from lorap_exp.reporting.progress import Meter, bar, say
+from lorap_exp.reporting.result import Result, Scores, commit, versions
+from lorap_exp.reporting.tracking import track
+
+
+def run(cfg: Config, folder: Path) -> Result:
+    """One experiment: check, plan, calibrate and compress block by block, evaluate, report."""
+    with open_job(folder, cfg) as job:
+        finished = job.result()
+        if finished is not None:
+            say(f"{folder}: finished before, skipped")
+            return finished
+        say(f"{folder}: {cfg.method.name} at ratio {cfg.ratio} on {cfg.model.name}")
+        inputs = prepare(cfg, job)
+        meter = Meter(inputs.device)
+        with track(cfg, folder) as tracker:
+            model, compression = compress_or_reuse(cfg, inputs, job, meter)
+            scores = evaluate(cfg, inputs, model, job, meter)
+            result = summarise(cfg, inputs, compression, scores, meter)
+            tracker.log_result(result)
+        job.finish(result)
+    return result
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything a job needs apart from weights, checked before any is read."""
+
+    device: torch.device
+    model_config: PreTrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    data: DataSource
+    stages: list[Stage]
+    plan: Plan
+    calibration: Tensor | None
+    texts: list[tuple[Text, Tensor]]
+    tasks: Path
+
+
+@dataclass(frozen=True)
+class Compression:
+    """What is known of a saved compressed model: parameters by part, seconds and peak bytes."""
+
+    parameters: dict[str, dict[str, int]]
+    seconds: dict[str, float]
+    peak_memory: dict[str, int]
+
+
+def prepare(cfg: Config, job: Job) -> Inputs:
+    """Check model, method, data and budget; plan; tokenise. No weight is read."""
+    device = resolve_device(cfg.device)
+    stages = build_stages(cfg.method)
+    data = open_source(cfg.data)
+    model_config = load_config(cfg.model)
+    plan = plan_stack(stages, shapes_of(meta_model(model_config)), cfg.ratio)
+    tasks = job.folder / "tasks"
+    if cfg.evaluation.zero_shot is not None:
+        write_tasks(cfg.evaluation.zero_shot.tasks, data, tasks)
+    tokenizer = load_tokenizer(cfg.model)
+    texts = []
+    if (settings := cfg.evaluation.perplexity) is not None:
+        profile = PROFILES[settings.profile]
+        for name in settings.texts:
+            text = read_text(name, profile, data)
+            texts.append((text, tokenize(text, tokenizer, profile.length, settings.max_tokens)))
+    ids = None if plan.is_dense else calibration_ids(cfg, data, tokenizer)
+    job.write("plan.json", asdict(plan))
+    return Inputs(device, model_config, tokenizer, data, stages, plan, ids, texts, tasks)
+
+
+def calibration_ids(cfg: Config, data: DataSource, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """Calibration tokens (samples, length)."""
+    settings = cfg.calibration
+    documents = read_documents(settings, data)
+    return sample_windows(
+        documents, tokenizer, settings.samples, settings.length, settings.seed + cfg.seed
+    )
+
+
+def compress_or_reuse(
+    cfg: Config, inputs: Inputs, job: Job, meter: Meter
+) -> tuple[PreTrainedModel, Compression]:
+    """The compressed model: from the job's folder when it was saved, else made and saved."""
+    raw = job.read("compression.json")
+    if raw is not None:
+        say("  compressed before, reloaded")
+        model = load(job.model_folder, inputs.device, getattr(torch, cfg.dtype))
+        return model, Compression(**raw)
+    with meter.stage("load"):
+        dtype = getattr(torch, cfg.dtype)
+        dense = load_model(cfg.model, inputs.model_config, inputs.device, dtype, cfg.seed)
+    parameters = {"dense": count_parameters(dense)}
+    with meter.stage("compress"):
+        if inputs.calibration is not None:
+            settings = cfg.calibration
+            compress(
+                dense,
+                inputs.stages,
+                inputs.plan,
+                inputs.calibration,
+                settings.batch_size,
+                settings.propagation,
+                bar("compress", "block"),
+            )
+        model = as_compressed(dense, inputs.plan)
+    parameters["compressed"] = count_parameters(model)
+    with meter.stage("save"):
+        save(model, inputs.tokenizer, job.model_folder)
+        check_reload(model, job.model_folder, check_batch(inputs))
+    compression = Compression(parameters, dict(meter.seconds), dict(meter.peak_memory))
+    job.write("compression.json", asdict(compression))
+    return model, compression
+
+
+def check_batch(inputs: Inputs) -> Tensor:
+    """A few real sequences on which the reloaded model is compared."""
+    if inputs.calibration is not None:
+        return inputs.calibration[:2]
+    if inputs.texts:
+        return inputs.texts[0][1][:2]
+    return torch.tensor([inputs.tokenizer("The quick brown fox.")["input_ids"]])
+
+
+def evaluate(
+    cfg: Config, inputs: Inputs, model: PreTrainedModel, job: Job, meter: Meter
+) -> Scores:
+    """Perplexity of every text and accuracy on every task; finished ones are read back."""
+    perplexities: list[Perplexity] = []
+    with meter.stage("perplexity"):
+        for text, chunks in inputs.texts:
+            settings = cfg.evaluation.perplexity
+            assert settings is not None
+            profile, batch_size = PROFILES[settings.profile], settings.batch_size
+            score = job.reuse(
+                f"scores/{profile.name}-{text.name}",
+                Perplexity,
+                lambda text=text, chunks=chunks, profile=profile, size=batch_size: (
+                    evaluate_perplexity(
+                        model, chunks, text, profile, size, bar(f"perplexity {text.label}", "batch")
+                    )
+                ),
+            )
+            say(f"  {text.label}: perplexity {score.perplexity:.2f}")
+            perplexities.append(score)
+    tasks: list[TaskScore] = []
+    with meter.stage("zero-shot"):
+        settings = cfg.evaluation.zero_shot
+        for task in settings.tasks if settings is not None else ():
+            assert settings is not None
+            score = job.reuse(
+                f"scores/{task}",
+                TaskScore,
+                lambda task=task, settings=settings: evaluate_task(
+                    model, inputs.tokenizer, task, inputs.tasks, settings.limit, settings.batch_size
+                ),
+            )
+            say(f"  {task}: {100 * score.paper[0]:.1f} % of {score.samples}")
+            tasks.append(score)
+    return Scores(tuple(perplexities), tuple(tasks))
+
+
+def summarise(
+    cfg: Config, inputs: Inputs, compression: Compression, scores: Scores, meter: Meter
+) -> Result:
+    """Everything that is reported of a job."""
+    calibration: dict[str, Any] = {}
+    if inputs.calibration is not None:
+        shape = dict(zip(("samples", "length"), inputs.calibration.shape, strict=True))
+        calibration = shape | {"sha256": digest(inputs.calibration)}
+    return Result(
+        config=cfg.model_dump(mode="json"),
+        versions=versions(),
+        commit=commit(),
+        device=str(inputs.device),
+        source=describe_source(cfg.model),
+        comparable=inputs.data.comparable,
+        calibration=calibration,
+        plan=inputs.plan,
+        parameters=compression.parameters,
+        scores=scores,
+        seconds=compression.seconds | meter.seconds,
+        peak_memory=compression.peak_memory | meter.peak_memory,
+    )

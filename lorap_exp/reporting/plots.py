@@ -1,0 +1,38 @@
+"""Perplexity and mean accuracy against the ratio removed, one line for each model and method."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.ticker import ScalarFormatter
+
+
+def plot_sweep(table: pd.DataFrame, perplexities: Sequence[str], title: str, path: Path) -> None:
+    """A PNG with one panel for each perplexity text and one for the mean accuracy."""
+    means = [name for name in table.columns if name.endswith("_paper")]
+    panels = [*perplexities, *means]
+    if not panels:
+        return
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 3.9), squeeze=False)
+    for axis, panel in zip(axes[0], panels, strict=True):
+        for (model, method), rows in table.dropna(subset=[panel]).groupby(["model", "method"]):
+            rows = rows.sort_values("ratio")
+            errors = rows[f"{panel} ±"] if f"{panel} ±" in table.columns else None
+            axis.errorbar(
+                rows["ratio"], rows[panel], yerr=errors, marker="o", capsize=3,
+                label=f"{model}, {method}",
+            )
+        axis.set_xlabel("ratio of decoder weights removed")
+        axis.grid(alpha=0.3)
+        if panel in perplexities:
+            axis.set_yscale("log")
+            axis.yaxis.set_major_formatter(ScalarFormatter())
+            axis.set_title(f"perplexity, {panel} (lower is better)", fontsize=10)
+        else:
+            axis.set_title(f"{panel}, % (higher is better)", fontsize=10)
+    axes[0][0].legend(fontsize=8)
+    figure.suptitle(title, fontsize=11)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

@@ -1,0 +1,66 @@
+"""What a person sees while a job runs: a bar for long work, one line when a stage ends."""
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+PEAK_RESET = Path("/proc/self/clear_refs")
+
+
+def bar(label: str, unit: str = "it") -> Callable[[Iterable[Any]], Iterable[Any]]:
+    """A progress bar with an ETA, as a function to wrap an iterable in."""
+    return lambda items: tqdm(items, desc=label, unit=unit, leave=False, file=sys.stderr)
+
+
+def say(line: str) -> None:
+    """A line about the job, above any bar."""
+    tqdm.write(line, file=sys.stderr)
+
+
+class Meter:
+    """Seconds and peak bytes of each stage of a job."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds: dict[str, float] = {}
+        self.peak_memory: dict[str, int] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Measure a stage and say so in one line when it ends well."""
+        self._reset_peak()
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - start
+        self.peak_memory |= self._peak(name)
+        peak = max(v for k, v in self.peak_memory.items() if k.startswith(name))
+        say(f"  {name}: {self.seconds[name]:.1f} s, peak {peak / 2**30:.2f} GiB")
+
+    def _reset_peak(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        if PEAK_RESET.exists():
+            PEAK_RESET.write_text("5")
+
+    def _peak(self, name: str) -> dict[str, int]:
+        """Host peak of the stage (of the process where the kernel cannot reset it), and CUDA's."""
+        peaks = {f"{name} host": _host_peak()}
+        if self.device.type == "cuda":
+            peaks[f"{name} cuda"] = torch.cuda.max_memory_allocated(self.device)
+        return peaks
+
+
+def _host_peak() -> int:
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

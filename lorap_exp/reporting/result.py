@@ -1,0 +1,99 @@
+"""The result of a job: JSON is the truth, every table and plot is a view of it."""
+
+import json
+import platform
+import subprocess
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from lorap_exp.evaluation.perplexity import Perplexity
+from lorap_exp.evaluation.zero_shot import TaskScore, mean_acc, mean_paper
+from lorap_exp.planning.plan import Plan
+
+PACKAGES = (
+    "lorap-exp torch transformers lm-eval datasets hydra-core omegaconf safetensors numpy wandb"
+).split()
+FAILURES = ("failed", "missing")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Everything that was evaluated; means are over the tasks that were asked for."""
+
+    perplexity: tuple[Perplexity, ...]
+    tasks: tuple[TaskScore, ...]
+
+    def means(self) -> dict[str, Any]:
+        """`mean7_paper` and `mean7_acc` (named by the number of tasks), each value and stderr."""
+        if not self.tasks:
+            return {}
+        count = len(self.tasks)
+        return {
+            f"mean{count}_paper": asdict(mean_paper(self.tasks)),
+            f"mean{count}_acc": asdict(mean_acc(self.tasks)),
+        }
+
+
+@dataclass(frozen=True)
+class Result:
+    """One finished job. Counts are parameters, times seconds, memory bytes.
+
+    `parameters` holds the dense and the compressed counts by part, both counted from the model.
+    """
+
+    config: dict[str, Any]
+    versions: dict[str, str]
+    commit: str | None
+    device: str
+    source: str
+    comparable: bool
+    calibration: dict[str, Any]
+    plan: Plan
+    parameters: dict[str, dict[str, int]]
+    scores: Scores
+    seconds: dict[str, float]
+    peak_memory: dict[str, int]
+
+    @property
+    def kept(self) -> float:
+        """Fraction of the decoder's attention and MLP weights that stayed."""
+        return self.parameters["compressed"]["decoder"] / self.parameters["dense"]["decoder"]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {
+            "plan": json.loads(self.plan.to_json()),
+            "kept": self.kept,
+            "means": self.scores.means(),
+        }
+
+    @staticmethod
+    def from_dict(raw: dict[str, Any]) -> "Result":
+        fields = {key: value for key, value in raw.items() if key not in ("kept", "means")}
+        fields["plan"] = Plan.from_json(json.dumps(raw["plan"]))
+        fields["scores"] = Scores(
+            tuple(Perplexity(**p) for p in raw["scores"]["perplexity"]),
+            tuple(TaskScore(**t) for t in raw["scores"]["tasks"]),
+        )
+        return Result(**fields)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of every package that can change a number."""
+    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+
+
+def commit() -> str | None:
+    """The commit of the source tree, with `+` when it has local changes; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        head = _git(here, "rev-parse", "--short=12", "HEAD")
+        return head + ("+" if _git(here, "status", "--porcelain", "--", ".") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()

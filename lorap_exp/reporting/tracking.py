@@ -1,0 +1,80 @@
+"""Weights & Biases: one run for each job, grouped by sweep, offline unless asked otherwise."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import wandb
+
+from lorap_exp.config import Config
+from lorap_exp.reporting.result import Result
+from lorap_exp.reporting.table import cells, columns
+
+
+class Tracker:
+    """The open run of a job, or nothing when logging is disabled."""
+
+    def __init__(self, run: Any | None) -> None:
+        self._run = run
+
+    def log_result(self, result: Result) -> None:
+        """Metrics, the sizes of every layer, and the row of the paper's table."""
+        if self._run is None:
+            return
+        self._run.log(metrics(result))
+        sizes = wandb.Table(columns=["layer", "matrix", "kind", "size"], data=layer_sizes(result))
+        row = cells(result)
+        heading = [column for column in columns([result]) if column in row]
+        table = wandb.Table(columns=heading, data=[[row[column] for column in heading]])
+        self._run.log({"layers": sizes, "table": table})
+
+
+@contextmanager
+def track(cfg: Config, folder: Path) -> Iterator[Tracker]:
+    """Open a run and always finish it, as failed when the job raises."""
+    if cfg.logging.wandb == "disabled":
+        yield Tracker(None)
+        return
+    run = wandb.init(
+        project=cfg.logging.project,
+        entity=cfg.logging.entity,
+        mode=cfg.logging.wandb,
+        group=cfg.name,
+        name=folder.name,
+        dir=str(folder),
+        config=cfg.model_dump(mode="json"),
+        settings=wandb.Settings(silent=True, console="off"),
+    )
+    exit_code = 1
+    try:
+        yield Tracker(run)
+        exit_code = 0
+    finally:
+        run.finish(exit_code=exit_code)
+
+
+def metrics(result: Result) -> dict[str, float]:
+    """Every number of a result under one flat name."""
+    flat: dict[str, float] = {"kept": result.kept}
+    for score in result.scores.perplexity:
+        flat[f"perplexity/{score.label}"] = score.perplexity
+    for task in result.scores.tasks:
+        flat[f"acc/{task.task}"] = task.acc
+        if task.acc_norm is not None:
+            flat[f"acc_norm/{task.task}"] = task.acc_norm
+    for name, mean in result.scores.means().items():
+        flat[name] = mean["value"]
+    flat |= {f"parameters/{k}": v for k, v in result.parameters["compressed"].items()}
+    flat |= {f"seconds/{k}": v for k, v in result.seconds.items()}
+    return flat | {f"memory/{k}": v for k, v in result.peak_memory.items()}
+
+
+def layer_sizes(result: Result) -> list[list[Any]]:
+    """Rank and width of each compressed matrix: [layer, matrix, kind, size]."""
+    rows: list[list[Any]] = []
+    for block in result.plan.blocks:
+        rows += [[block.index, name, "rank", rank] for name, rank in block.ranks.items()]
+        if block.width is not None:
+            rows.append([block.index, "mlp", "width", block.width])
+    return rows
