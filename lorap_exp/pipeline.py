@@ -154,9 +154,7 @@ def check_batch(inputs: Inputs) -> Tensor:
     return torch.tensor([inputs.tokenizer("The quick brown fox.")["input_ids"]])
 
 
-def evaluate(
-    cfg: Config, inputs: Inputs, model: PreTrainedModel, job: Job, meter: Meter
-) -> Scores:
+def evaluate(cfg: Config, inputs: Inputs, model: PreTrainedModel, job: Job, meter: Meter) -> Scores:
     """Perplexity of every text and accuracy on every task; finished ones are read back."""
     perplexities: list[Perplexity] = []
     with meter.stage("perplexity"):

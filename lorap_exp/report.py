@@ -11,7 +11,9 @@ from lorap_exp.reporting.sweep import collect, write_report
 def main() -> None:
     """Print the table of a sweep and say where it lies."""
     parser = argparse.ArgumentParser(prog="python -m lorap_exp.report", description=__doc__)
-    parser.add_argument("folder", type=Path, help="a sweep's folder, for example outputs/quickstart")
+    parser.add_argument(
+        "folder", type=Path, help="a sweep's folder, for example outputs/quickstart"
+    )
     folder = parser.parse_args().folder
     try:
         print(write_report(collect(folder)))

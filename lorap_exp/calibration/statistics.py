@@ -18,8 +18,10 @@ class SquaredNorm:
         self.sequences = 0
 
     def update(self, x_BTI: Tensor) -> None:
-        squares = x_BTI.float().square_().sum((0, 1)) if x_BTI.dtype != torch.float32 else (
-            torch.einsum("bti,bti->i", x_BTI, x_BTI)
+        squares = (
+            x_BTI.float().square_().sum((0, 1))
+            if x_BTI.dtype != torch.float32
+            else (torch.einsum("bti,bti->i", x_BTI, x_BTI))
         )
         self.total = squares if self.total is None else self.total + squares
         self.sequences += x_BTI.shape[0]

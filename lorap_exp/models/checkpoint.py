@@ -117,7 +117,13 @@ def count_parameters(model: PreTrainedModel) -> dict[str, int]:
     for layer in layers.children():
         for name, parameter in layer.named_parameters():
             inside = [n for n, path in family.matrices.items() if name.startswith(path + ".")]
-            part = "other" if not inside else "mlp" if inside[0] in ("gate", "up", "down") else "attention"
+            part = (
+                "other"
+                if not inside
+                else "mlp"
+                if inside[0] in ("gate", "up", "down")
+                else "attention"
+            )
             counts[part] += parameter.numel()
     total = sum(parameter.numel() for parameter in model.parameters())
     blocks = sum(counts.values())

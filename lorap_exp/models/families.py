@@ -66,10 +66,7 @@ class Block:
     def shape(self) -> BlockShape:
         return BlockShape(
             self.index,
-            {
-                name: MatrixShape(name, *self.weight(name).shape)
-                for name in self.family.matrices
-            },
+            {name: MatrixShape(name, *self.weight(name).shape) for name in self.family.matrices},
         )
 
 

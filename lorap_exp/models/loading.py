@@ -111,9 +111,7 @@ def load_model(
         arguments = source.arguments | {"config": config, "dtype": dtype}
         if "gguf_file" in arguments:
             arguments["quantization_config"] = GgufConfig(dequantize=True)
-        dense = _guarded(
-            model, source, lambda: AutoModelForCausalLM.from_pretrained(**arguments)
-        )
+        dense = _guarded(model, source, lambda: AutoModelForCausalLM.from_pretrained(**arguments))
     return dense.eval().requires_grad_(False).to(device)
 
 

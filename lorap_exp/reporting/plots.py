@@ -20,7 +20,11 @@ def plot_sweep(table: pd.DataFrame, perplexities: Sequence[str], title: str, pat
             rows = rows.sort_values("ratio")
             errors = rows[f"{panel} ±"] if f"{panel} ±" in table.columns else None
             axis.errorbar(
-                rows["ratio"], rows[panel], yerr=errors, marker="o", capsize=3,
+                rows["ratio"],
+                rows[panel],
+                yerr=errors,
+                marker="o",
+                capsize=3,
                 label=f"{model}, {method}",
             )
         axis.set_xlabel("ratio of decoder weights removed")
