@@ -13,31 +13,44 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig, OmegaConf
 
 from lorap_exp.catalogue import catalogue, conf_folder
-from lorap_exp.config import validate
+from lorap_exp.config import Config, validate
 from lorap_exp.errors import LorapError
 
 OmegaConf.register_new_resolver(
     "slug", lambda text: re.sub(r"[^\w.=,+-]+", "_", text) or "default", replace=True
+)
+OmegaConf.register_new_resolver(
+    "basename", lambda path: Path(str(path)).name or str(path), replace=True
 )
 
 
 @hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")
 def job(cfg: DictConfig) -> None:
     """One job of a run or a sweep."""
-    from lorap_exp.job import record_failure, write_json
     from lorap_exp.pipeline import run
 
     folder = Path(HydraConfig.get().runtime.output_dir)
     raw: Any = OmegaConf.to_container(cfg, resolve=True)
     try:
-        config = validate(raw)
-    except LorapError:
-        if not (folder / "config.json").exists():
-            write_json(folder / "config.json", raw)
-            with record_failure(folder):
-                raise
+        config = check(raw, folder)
+        run(config, folder)
+    except LorapError as error:
+        print(f"{folder}: failed: {error}", file=sys.stderr)
         raise
-    run(config, folder)
+
+
+def check(raw: Any, folder: Path) -> Config:
+    """The checked configuration; a wrong one leaves its reason in a folder that is still empty."""
+    from lorap_exp.job import record_failure, write_json
+
+    if (folder / "config.json").exists():
+        return validate(raw)
+    with record_failure(folder):
+        try:
+            return validate(raw)
+        except LorapError:
+            write_json(folder / "config.json", raw)
+            raise
 
 
 def main() -> None:

@@ -32,8 +32,12 @@ class Section(BaseModel):
 
 
 class WheelConfig(Section):
-    """A GGUF file inside a PyPI wheel: a real model where no hub answers."""
+    """A GGUF file inside a PyPI wheel: a real model where no hub answers.
 
+    It stands for the hub id `of`, and is not used when `model.path` names anything else.
+    """
+
+    of: str
     requirement: str
     module: str
     gguf_file: str
@@ -51,11 +55,19 @@ class RandomModelConfig(Section):
 
 
 class ModelConfig(Section):
+    """Where a dense model comes from: a wheel when installed, else hub or folder."""
+
     name: str
     path: str | None
     revision: str | None
     wheel: WheelConfig | None
     random: RandomModelConfig | None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "ModelConfig":
+        if (self.path is None) == (self.random is None):
+            raise ValueError("path must be a hub id or a local folder (null for a random model)")
+        return self
 
 
 class MethodConfig(Section):
@@ -66,6 +78,8 @@ class MethodConfig(Section):
 
 
 class CalibrationConfig(Section):
+    """Windows of text on which statistics are taken."""
+
     name: str
     text: TextName | Literal["files"]
     split: Literal["train", "validation"]
@@ -79,6 +93,8 @@ class CalibrationConfig(Section):
 
 
 class PerplexityConfig(Section):
+    """A profile and the texts scored under it."""
+
     profile: ProfileName
     texts: tuple[Literal["wikitext2", "ptb"], ...]
     max_tokens: Annotated[int, Field(ge=2)] | None
@@ -86,18 +102,24 @@ class PerplexityConfig(Section):
 
 
 class ZeroShotConfig(Section):
+    """lm-eval tasks."""
+
     tasks: tuple[TaskName, ...]
     limit: Annotated[int, Field(ge=1)] | None
     batch_size: Annotated[int, Field(ge=1)]
 
 
 class EvaluationConfig(Section):
+    """A suite: perplexity, tasks, either or both."""
+
     name: str
     perplexity: PerplexityConfig | None
     zero_shot: ZeroShotConfig | None
 
 
 class DataConfig(Section):
+    """The source of every text and question."""
+
     source: Literal["hub", "local", "embedded"]
     folder: str | None
 
@@ -109,6 +131,8 @@ class DataConfig(Section):
 
 
 class LoggingConfig(Section):
+    """Weights & Biases."""
+
     name: str
     wandb: Literal["offline", "online", "disabled"]
     project: str
@@ -131,9 +155,14 @@ class Config(Section):
     data: DataConfig
     logging: LoggingConfig
 
-    def identity(self) -> dict[str, Any]:
-        """The part that decides the numbers: everything but where results are written or logged."""
-        return self.model_dump(mode="json", exclude={"name", "output_root", "logging"})
+    def dump(self) -> dict[str, Any]:
+        """Plain values, as written to disk."""
+        return self.model_dump(mode="json")
+
+
+def identity(dumped: Mapping[str, Any]) -> dict[str, Any]:
+    """The part that decides the numbers: not where results are written or logged."""
+    return {k: v for k, v in dumped.items() if k not in ("name", "output_root", "logging")}
 
 
 def validate(raw: Mapping[str, Any]) -> Config:

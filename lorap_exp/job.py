@@ -14,10 +14,9 @@ from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
-from lorap_exp.config import Config
+from lorap_exp.config import Config, identity
 from lorap_exp.errors import LorapError
 from lorap_exp.reporting.result import Result
-
 
 T = TypeVar("T")
 
@@ -75,7 +74,7 @@ def open_job(folder: Path, cfg: Config) -> Iterator[Job]:
         with FileLock(folder / ".lock", timeout=0):
             job = Job(folder)
             _refuse_other(job, cfg)
-            job.write("config.json", cfg.model_dump(mode="json"))
+            job.write("config.json", cfg.dump())
             job.write("status.json", {"state": "running"})
             with record_failure(folder):
                 yield job
@@ -90,7 +89,8 @@ def record_failure(folder: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        status = {"state": "failed", "error": _reason(error)}
+        interrupted = isinstance(error, KeyboardInterrupt)
+        status = {"state": "interrupted" if interrupted else "failed", "error": _reason(error)}
         if not isinstance(error, LorapError):
             status["traceback"] = "".join(traceback.format_exception(error)[-6:])
         write_json(folder / "status.json", status)
@@ -105,12 +105,10 @@ def _reason(error: BaseException) -> str:
 
 
 def _refuse_other(job: Job, cfg: Config) -> None:
-    raw = job.read("config.json")
-    status = job.read("status.json")
-    if raw is None or status is None or "plan.json" not in {p.name for p in job.folder.iterdir()}:
+    before = job.read("config.json")
+    if before is None or job.read("plan.json") is None:
         return
-    before = Config.model_validate(raw).identity()
-    differences = list(_differences(before, cfg.identity()))
+    differences = list(_differences(identity(before), identity(cfg.dump())))
     if differences:
         raise LorapError(
             f"output folder '{job.folder}' holds another configuration's run: "

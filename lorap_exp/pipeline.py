@@ -15,10 +15,8 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from lorap_exp.calibration.sampling import digest, read_documents, sample_windows
 from lorap_exp.config import Config
-from lorap_exp.data.source import DataSource, Text, open_source
-from lorap_exp.evaluation.perplexity import Perplexity, evaluate_perplexity, tokenize
-from lorap_exp.evaluation.profiles import PROFILES, read_text
-from lorap_exp.evaluation.zero_shot import TaskScore, evaluate_task, write_tasks
+from lorap_exp.data.source import DataSource, open_source
+from lorap_exp.evaluation.suite import Suite, evaluate, prepare_suite
 from lorap_exp.job import Job, open_job
 from lorap_exp.methods.stage import Stage, build_stages, compress, plan_stack, shapes_of
 from lorap_exp.models.checkpoint import as_compressed, check_reload, count_parameters, load, save
@@ -39,8 +37,7 @@ from lorap_exp.reporting.tracking import track
 def run(cfg: Config, folder: Path) -> Result:
     """One experiment: check, plan, calibrate and compress block by block, evaluate, report."""
     with open_job(folder, cfg) as job:
-        finished = job.result()
-        if finished is not None:
+        if (finished := job.result()) is not None:
             say(f"{folder}: finished before, skipped")
             return finished
         say(f"{folder}: {cfg.method.name} at ratio {cfg.ratio} on {cfg.model.name}")
@@ -48,7 +45,7 @@ def run(cfg: Config, folder: Path) -> Result:
         meter = Meter(inputs.device)
         with track(cfg, folder) as tracker:
             model, compression = compress_or_reuse(cfg, inputs, job, meter)
-            scores = evaluate(cfg, inputs, model, job, meter)
+            scores = Scores(*evaluate(inputs.suite, model, inputs.tokenizer, job, meter))
             result = summarise(cfg, inputs, compression, scores, meter)
             tracker.log_result(result)
         job.finish(result)
@@ -57,7 +54,7 @@ def run(cfg: Config, folder: Path) -> Result:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Everything a job needs apart from weights, checked before any is read."""
+    """Everything a job needs apart from weights; `calibration` is (samples, length) or None."""
 
     device: torch.device
     model_config: PreTrainedConfig
@@ -66,8 +63,7 @@ class Inputs:
     stages: list[Stage]
     plan: Plan
     calibration: Tensor | None
-    texts: list[tuple[Text, Tensor]]
-    tasks: Path
+    suite: Suite
 
 
 @dataclass(frozen=True)
@@ -86,54 +82,41 @@ def prepare(cfg: Config, job: Job) -> Inputs:
     data = open_source(cfg.data)
     model_config = load_config(cfg.model)
     plan = plan_stack(stages, shapes_of(meta_model(model_config)), cfg.ratio)
-    tasks = job.folder / "tasks"
-    if cfg.evaluation.zero_shot is not None:
-        write_tasks(cfg.evaluation.zero_shot.tasks, data, tasks)
     tokenizer = load_tokenizer(cfg.model)
-    texts = []
-    if (settings := cfg.evaluation.perplexity) is not None:
-        profile = PROFILES[settings.profile]
-        for name in settings.texts:
-            text = read_text(name, profile, data)
-            texts.append((text, tokenize(text, tokenizer, profile.length, settings.max_tokens)))
+    suite = prepare_suite(cfg.evaluation, data, tokenizer, job.folder / "tasks")
     ids = None if plan.is_dense else calibration_ids(cfg, data, tokenizer)
     job.write("plan.json", asdict(plan))
-    return Inputs(device, model_config, tokenizer, data, stages, plan, ids, texts, tasks)
+    return Inputs(device, model_config, tokenizer, data, stages, plan, ids, suite)
 
 
 def calibration_ids(cfg: Config, data: DataSource, tokenizer: PreTrainedTokenizerBase) -> Tensor:
     """Calibration tokens (samples, length)."""
-    settings = cfg.calibration
-    documents = read_documents(settings, data)
-    return sample_windows(
-        documents, tokenizer, settings.samples, settings.length, settings.seed + cfg.seed
-    )
+    asked = cfg.calibration
+    documents = read_documents(asked, data)
+    return sample_windows(documents, tokenizer, asked.samples, asked.length, asked.seed + cfg.seed)
 
 
 def compress_or_reuse(
     cfg: Config, inputs: Inputs, job: Job, meter: Meter
 ) -> tuple[PreTrainedModel, Compression]:
     """The compressed model: from the job's folder when it was saved, else made and saved."""
-    raw = job.read("compression.json")
-    if raw is not None:
+    dtype = getattr(torch, cfg.dtype)
+    if (raw := job.read("compression.json")) is not None:
         say("  compressed before, reloaded")
-        model = load(job.model_folder, inputs.device, getattr(torch, cfg.dtype))
-        return model, Compression(**raw)
+        return load(job.model_folder, inputs.device, dtype), Compression(**raw)
     with meter.stage("load"):
-        dtype = getattr(torch, cfg.dtype)
         dense = load_model(cfg.model, inputs.model_config, inputs.device, dtype, cfg.seed)
     parameters = {"dense": count_parameters(dense)}
     with meter.stage("compress"):
         if inputs.calibration is not None:
-            settings = cfg.calibration
             compress(
                 dense,
                 inputs.stages,
                 inputs.plan,
-                inputs.calibration,
-                settings.batch_size,
-                settings.propagation,
-                bar("compress", "block"),
+                ids=inputs.calibration,
+                batch_size=cfg.calibration.batch_size,
+                propagation=cfg.calibration.propagation,
+                progress=bar("compress", "block"),
             )
         model = as_compressed(dense, inputs.plan)
     parameters["compressed"] = count_parameters(model)
@@ -149,45 +132,9 @@ def check_batch(inputs: Inputs) -> Tensor:
     """A few real sequences on which the reloaded model is compared."""
     if inputs.calibration is not None:
         return inputs.calibration[:2]
-    if inputs.texts:
-        return inputs.texts[0][1][:2]
+    if inputs.suite.texts:
+        return inputs.suite.texts[0][1][:2]
     return torch.tensor([inputs.tokenizer("The quick brown fox.")["input_ids"]])
-
-
-def evaluate(cfg: Config, inputs: Inputs, model: PreTrainedModel, job: Job, meter: Meter) -> Scores:
-    """Perplexity of every text and accuracy on every task; finished ones are read back."""
-    perplexities: list[Perplexity] = []
-    with meter.stage("perplexity"):
-        for text, chunks in inputs.texts:
-            settings = cfg.evaluation.perplexity
-            assert settings is not None
-            profile, batch_size = PROFILES[settings.profile], settings.batch_size
-            score = job.reuse(
-                f"scores/{profile.name}-{text.name}",
-                Perplexity,
-                lambda text=text, chunks=chunks, profile=profile, size=batch_size: (
-                    evaluate_perplexity(
-                        model, chunks, text, profile, size, bar(f"perplexity {text.label}", "batch")
-                    )
-                ),
-            )
-            say(f"  {text.label}: perplexity {score.perplexity:.2f}")
-            perplexities.append(score)
-    tasks: list[TaskScore] = []
-    with meter.stage("zero-shot"):
-        settings = cfg.evaluation.zero_shot
-        for task in settings.tasks if settings is not None else ():
-            assert settings is not None
-            score = job.reuse(
-                f"scores/{task}",
-                TaskScore,
-                lambda task=task, settings=settings: evaluate_task(
-                    model, inputs.tokenizer, task, inputs.tasks, settings.limit, settings.batch_size
-                ),
-            )
-            say(f"  {task}: {100 * score.paper[0]:.1f} % of {score.samples}")
-            tasks.append(score)
-    return Scores(tuple(perplexities), tuple(tasks))
 
 
 def summarise(
@@ -199,7 +146,7 @@ def summarise(
         shape = dict(zip(("samples", "length"), inputs.calibration.shape, strict=True))
         calibration = shape | {"sha256": digest(inputs.calibration)}
     return Result(
-        config=cfg.model_dump(mode="json"),
+        config=cfg.dump(),
         versions=versions(),
         commit=commit(),
         device=str(inputs.device),

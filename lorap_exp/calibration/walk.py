@@ -20,6 +20,8 @@ from lorap_exp.models.families import Block, blocks_of
 
 
 class Statistic(Protocol):
+    """Accumulates batches of a linear layer's input (B, T, I)."""
+
     def update(self, x_BTI: Tensor) -> None: ...
     def value(self) -> Any: ...
 
@@ -119,7 +121,7 @@ def record_calls(
 def observe(
     block: Block, wanted: Wanted, accumulators: dict[tuple[str, str], Statistic]
 ) -> Iterator[None]:
-    """Accumulate the wanted statistics while the block runs; matrices that share an input share them."""
+    """Accumulate the wanted statistics while the block runs, once for each shared input."""
     hooks = []
     try:
         for group in block.family.shared_inputs:

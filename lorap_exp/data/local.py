@@ -72,7 +72,7 @@ class Local:
     def _verified(self, name: str) -> Path:
         path = self.folder / name
         if name not in self.manifest or not path.is_file():
-            beside = sorted(n for n in self.manifest if n.split("/")[0] == name.split("/")[0])
+            beside = sorted(n for n in self.manifest if n.startswith(name.partition("/")[0] + "/"))
             raise LorapError(
                 f"data.folder '{self.folder}' must hold '{name}' and list it in MANIFEST.json; "
                 f"it lists {beside or sorted(self.manifest)}"

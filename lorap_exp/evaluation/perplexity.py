@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lorap_exp.data.source import Text
@@ -97,13 +97,14 @@ def sum_nll(logits_BTV: Tensor, targets_BT: Tensor) -> float:
     total = torch.zeros((), dtype=torch.float64, device=logits_BTV.device)
     for logits_TV, targets_T in zip(logits_BTV, targets_BT, strict=True):
         for logits, targets in zip(logits_TV.split(rows), targets_T.split(rows), strict=True):
-            total += F.cross_entropy(logits.float(), targets, reduction="sum")
+            total += cross_entropy(logits.float(), targets, reduction="sum")
     return total.item()
 
 
 def evaluate_perplexity(
     model: PreTrainedModel,
     chunks: Tensor,
+    *,
     text: Text,
     profile: Profile,
     batch_size: int,

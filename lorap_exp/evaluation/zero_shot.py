@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import lm_eval
 import yaml
@@ -70,6 +71,7 @@ def evaluate_task(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     task: str,
+    *,
     folder: Path,
     limit: int | None,
     batch_size: int,
@@ -84,20 +86,14 @@ def evaluate_task(
     start = time.perf_counter()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     judged = HFLM(
-        pretrained=model,  # type: ignore[arg-type]
+        pretrained=model,
         tokenizer=tokenizer,
         batch_size=batch_size,
         softmax_dtype="float32",
     )
     try:
-        output = lm_eval.simple_evaluate(
-            model=judged,
-            tasks=[task],
-            task_manager=TaskManager(include_path=str(folder), include_defaults=False),
-            num_fewshot=0,
-            limit=limit,
-            bootstrap_iters=0,
-        )
+        tasks = TaskManager(include_path=str(folder), include_defaults=False).load([task])
+        output = lm_eval.evaluate(judged, tasks, limit=limit, bootstrap_iters=0)
     except (OSError, ConnectionError) as error:
         first = str(error).strip().splitlines()[0]
         raise LorapError(f"evaluation: the data of {task} cannot be had: {first}") from error
@@ -122,12 +118,13 @@ def _stderr(accuracy: float, samples: int) -> float:
     return math.sqrt(accuracy * (1 - accuracy) / (samples - 1)) if samples > 1 else math.nan
 
 
-def _check_finite(task: str, samples: Sequence[Mapping]) -> None:
+def _check_finite(task: str, samples: Sequence[Mapping[str, Any]]) -> None:
     for sample in samples:
         for response in sample["filtered_resps"]:
             if not math.isfinite(response[0]):
                 raise LorapError(
-                    f"evaluation: the likelihood of document {sample['doc_id']} of {task} is not finite"
+                    f"evaluation: the likelihood of document {sample['doc_id']} of {task} "
+                    f"is not finite"
                 )
 
 

@@ -1,4 +1,4 @@
-"""Low-rank factorisation of projections: LoRAP's attention stage (arXiv 2404.09695, section 3.1)."""
+"""Low-rank factorisation of projections: LoRAP's attention stage (arXiv 2404.09695, 3.1)."""
 
 from collections.abc import Callable, Mapping
 from typing import Annotated, Literal

@@ -84,7 +84,7 @@ def plan_stack(stages: Sequence[Stage], shapes: Sequence[BlockShape], ratio: flo
     for stage in stages:
         prices = [price for shape in shapes for price in stage.prices(shape)]
         try:
-            allocated = stage.rule.allocate(prices, ratio)
+            allocated = stage.rule.allocate(prices, ratio) if ratio > 0 else [None] * len(prices)
         except ValueError as error:
             raise LorapError(f"ratio {ratio} cannot be planned: {error}") from error
         sizes += list(zip(prices, allocated, strict=True))
@@ -95,6 +95,7 @@ def compress(
     model: PreTrainedModel,
     stages: Sequence[Stage],
     plan: Plan,
+    *,
     ids: Tensor,
     batch_size: int,
     propagation: str,

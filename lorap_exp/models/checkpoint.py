@@ -26,8 +26,8 @@ from lorap_exp.planning.plan import Plan
 
 def register() -> None:
     """Teach transformers' Auto classes the compressed architectures."""
-    for config, model in COMPRESSED.values():
-        AutoConfig.register(config.model_type, config, exist_ok=True)
+    for family, (config, model) in COMPRESSED.items():
+        AutoConfig.register(f"compressed_{family}", config, exist_ok=True)
         AutoModelForCausalLM.register(config, model, exist_ok=True)
 
 
@@ -127,9 +127,8 @@ def count_parameters(model: PreTrainedModel) -> dict[str, int]:
             counts[part] += parameter.numel()
     total = sum(parameter.numel() for parameter in model.parameters())
     blocks = sum(counts.values())
-    counts["embeddings"] = sum(
-        p.numel() for p in _unique(model.get_input_embeddings(), model.get_output_embeddings())
-    )
+    ends = _unique(model.get_input_embeddings(), model.get_output_embeddings())
+    counts["embeddings"] = sum(parameter.numel() for parameter in ends)
     counts["other"] = total - blocks - counts["embeddings"] + counts["other"]
     return counts | {"decoder": counts["attention"] + counts["mlp"], "total": total}
 

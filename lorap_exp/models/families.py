@@ -84,8 +84,8 @@ def family_of(model_type: str) -> Family:
 def blocks_of(model: PreTrainedModel) -> list[Block]:
     """The decoder blocks of a dense model, in order."""
     family = family_of(model.config.model_type)
-    layers = model.get_submodule(family.layers)
-    return [Block(index, layer, family) for index, layer in enumerate(layers)]  # type: ignore[arg-type]
+    layers = model.get_submodule(family.layers).children()
+    return [Block(index, layer, family) for index, layer in enumerate(layers)]
 
 
 def module_shapes(plan: Plan, family: Family) -> dict[str, dict[str, int]]:

@@ -1,4 +1,4 @@
-"""Loading a dense model: from the hub, a local folder, a GGUF file in a PyPI wheel, or at random."""
+"""Loading a dense model: from the hub, a folder, a GGUF file in a PyPI wheel, or at random."""
 
 import importlib.util
 from dataclasses import dataclass
@@ -32,15 +32,14 @@ class Source:
 
 def find_source(model: ModelConfig) -> Source:
     """The wheel when its package is installed, else `model.path` (a folder or a hub id)."""
-    if model.wheel is not None:
+    if model.wheel is not None and model.path == model.wheel.of:
         package = importlib.util.find_spec(model.wheel.module)
         if package is not None:
-            for folder in package.submodule_search_locations or ():
-                if (Path(folder) / model.wheel.gguf_file).is_file():
+            for location in package.submodule_search_locations or ():
+                if (Path(location) / model.wheel.gguf_file).is_file():
                     wheel = f"{model.wheel.requirement}/{model.wheel.gguf_file}"
-                    return Source(wheel, _arguments(folder, gguf_file=model.wheel.gguf_file))
-    if model.path is None:
-        raise LorapError("model.path must be a hub id or a local folder, got null")
+                    return Source(wheel, _arguments(location, gguf_file=model.wheel.gguf_file))
+    assert model.path is not None
     if _looks_local(model.path):
         folder = Path(model.path).expanduser()
         if not (folder / "config.json").is_file():

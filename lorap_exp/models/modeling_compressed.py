@@ -1,4 +1,4 @@
-"""Compressed decoder models: a stock architecture whose linear layers changed shape, layer by layer.
+"""Compressed decoder models: a stock architecture whose linear layers changed shape.
 
 This file is complete in itself (torch and transformers only). It is saved beside the weights, so
 `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` needs nothing else.
@@ -53,27 +53,35 @@ class CompressedModel:
     """Mixin in front of a stock `...ForCausalLM`: builds it, then applies the listed shapes."""
 
     def __init__(self, config):
-        super().__init__(config)
+        super().__init__(config)  # type: ignore[call-arg]
         with torch.no_grad():
             for path, shape in (config.compressed_modules or {}).items():
                 self.set_submodule(path, reshape_linear(self.get_submodule(path), **shape))
 
 
 class CompressedLlamaConfig(LlamaConfig):
+    """Llama with changed shapes."""
+
     model_type = "compressed_llama"
     compressed_modules: dict | None = None
 
 
 class CompressedLlamaForCausalLM(CompressedModel, LlamaForCausalLM):
+    """Llama and Llama-like models with changed shapes."""
+
     config_class = CompressedLlamaConfig
 
 
 class CompressedQwen2Config(Qwen2Config):
+    """Qwen2 with changed shapes."""
+
     model_type = "compressed_qwen2"
     compressed_modules: dict | None = None
 
 
 class CompressedQwen2ForCausalLM(CompressedModel, Qwen2ForCausalLM):
+    """Qwen2 and Qwen2.5 with changed shapes."""
+
     config_class = CompressedQwen2Config
 
 

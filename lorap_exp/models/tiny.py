@@ -8,7 +8,7 @@ from lorap_exp.config import RandomModelConfig
 
 
 def random_config(random: RandomModelConfig) -> PreTrainedConfig:
-    """A configuration of the family at the sizes asked for, with the byte tokenizer's vocabulary."""
+    """A configuration of the family at the sizes asked for, with the bytes as vocabulary."""
     tokenizer = byte_tokenizer()
     return AutoConfig.for_model(
         random.family,

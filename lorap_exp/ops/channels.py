@@ -38,7 +38,8 @@ def keep_channels(scores: Tensor, width: int, keep_least: int) -> Tensor:
     channels = scores.numel()
     if not 0 <= keep_least <= width <= channels:
         raise ValueError(
-            f"need 0 <= keep_least <= width <= {channels}, got keep_least {keep_least}, width {width}"
+            f"keep_least and width must satisfy 0 <= keep_least <= width <= {channels}, "
+            f"got {keep_least} and {width}"
         )
     order = torch.sort(scores, stable=True).indices
     pruned = channels - width

@@ -1,6 +1,6 @@
-"""Low-rank approximation of a weight under an activation metric: one projection serves every metric.
+"""Low-rank approximation of a weight under an activation metric: one kernel, every metric.
 
-All metrics of LoRAP (arXiv 2404.09695, section 3.1) minimise |(W' - W) M^(1/2)|_F over W' of a given
+All metrics of LoRAP (arXiv 2404.09695, section 3.1) minimise |(W' - W) M^(1/2)|_F over W' of one
 rank, and differ in M only: the identity (SVD), the diagonal of squared input norms (AWSVD), the
 covariance (AFM) or the second moment E[x x^T] (exact activation reconstruction).
 

@@ -1,6 +1,6 @@
 """Perplexity and mean accuracy against the ratio removed, one line for each model and method."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -16,8 +16,8 @@ def plot_sweep(table: pd.DataFrame, perplexities: Sequence[str], title: str, pat
         return
     figure, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 3.9), squeeze=False)
     for axis, panel in zip(axes[0], panels, strict=True):
-        for (model, method), rows in table.dropna(subset=[panel]).groupby(["model", "method"]):
-            rows = rows.sort_values("ratio")
+        for (model, method), found in lines(table.dropna(subset=[panel])):
+            rows = found.sort_values("ratio")
             errors = rows[f"{panel} ±"] if f"{panel} ±" in table.columns else None
             axis.errorbar(
                 rows["ratio"],
@@ -31,7 +31,8 @@ def plot_sweep(table: pd.DataFrame, perplexities: Sequence[str], title: str, pat
         axis.grid(alpha=0.3)
         if panel in perplexities:
             axis.set_yscale("log")
-            axis.yaxis.set_major_formatter(ScalarFormatter())
+            for set_formatter in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+                set_formatter(ScalarFormatter())
             axis.set_title(f"perplexity, {panel} (lower is better)", fontsize=10)
         else:
             axis.set_title(f"{panel}, % (higher is better)", fontsize=10)
@@ -40,3 +41,14 @@ def plot_sweep(table: pd.DataFrame, perplexities: Sequence[str], title: str, pat
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def lines(table: pd.DataFrame) -> Iterator[tuple[tuple[str, str], pd.DataFrame]]:
+    """One line for each model and method, each starting at the dense model."""
+    for model, rows in table.groupby("model"):
+        dense = rows[rows["method"] == "dense"]
+        others = rows[rows["method"] != "dense"]
+        if others.empty:
+            yield (str(model), "dense"), dense
+        for method, found in others.groupby("method"):
+            yield (str(model), str(method)), pd.concat([dense, found])

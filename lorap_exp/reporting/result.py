@@ -12,10 +12,7 @@ from lorap_exp.evaluation.perplexity import Perplexity
 from lorap_exp.evaluation.zero_shot import TaskScore, mean_acc, mean_paper
 from lorap_exp.planning.plan import Plan
 
-PACKAGES = (
-    "lorap-exp torch transformers lm-eval datasets hydra-core omegaconf safetensors numpy wandb"
-).split()
-FAILURES = ("failed", "missing")
+PACKAGES = ("lorap-exp", "torch", "transformers", "lm-eval", "datasets", "hydra-core", "wandb")
 
 
 @dataclass(frozen=True)
@@ -85,7 +82,7 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The commit of the source tree, with `+` when it has local changes; None outside a checkout."""
+    """The commit of the source tree, `+` when it has local changes; None outside a checkout."""
     here = Path(__file__).parent
     try:
         head = _git(here, "rev-parse", "--short=12", "HEAD")

@@ -24,7 +24,7 @@ def cells(result: Result) -> dict[str, Any]:
     config = result.config
     row: dict[str, Any] = {
         "model": config["model"]["name"],
-        "method": config["method"]["name"],
+        "method": "dense" if result.plan.is_dense else config["method"]["name"],
         "ratio": config["ratio"],
         "kept": result.kept,
         "params (M)": result.parameters["compressed"]["total"] / 1e6,

@@ -5,11 +5,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import wandb
 
 from lorap_exp.config import Config
 from lorap_exp.reporting.result import Result
-from lorap_exp.reporting.table import cells, columns
+from lorap_exp.reporting.table import frame
 
 
 class Tracker:
@@ -23,11 +24,9 @@ class Tracker:
         if self._run is None:
             return
         self._run.log(metrics(result))
-        sizes = wandb.Table(columns=["layer", "matrix", "kind", "size"], data=layer_sizes(result))
-        row = cells(result)
-        heading = [column for column in columns([result]) if column in row]
-        table = wandb.Table(columns=heading, data=[[row[column] for column in heading]])
-        self._run.log({"layers": sizes, "table": table})
+        sizes = pd.DataFrame(layer_sizes(result), columns=["layer", "matrix", "kind", "size"])
+        tables = {"layers": sizes, "table": frame([result])}
+        self._run.log({name: wandb.Table(dataframe=table) for name, table in tables.items()})
 
 
 @contextmanager
@@ -43,7 +42,7 @@ def track(cfg: Config, folder: Path) -> Iterator[Tracker]:
         group=cfg.name,
         name=folder.name,
         dir=str(folder),
-        config=cfg.model_dump(mode="json"),
+        config=cfg.dump(),
         settings=wandb.Settings(silent=True, console="off"),
     )
     exit_code = 1

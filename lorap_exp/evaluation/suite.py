@@ -1,0 +1,123 @@
+"""A suite is what a job is scored on: chunks of the perplexity texts and a folder of tasks.
+
+It is prepared before any weight is read; its scores are kept one by one as they finish.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lorap_exp.config import EvaluationConfig
+from lorap_exp.data.source import DataSource, Text
+from lorap_exp.evaluation.perplexity import Perplexity, evaluate_perplexity, tokenize
+from lorap_exp.evaluation.profiles import PROFILES, Profile, read_text
+from lorap_exp.evaluation.zero_shot import TaskScore, evaluate_task, write_tasks
+from lorap_exp.reporting.progress import Meter, bar, say
+
+T = TypeVar("T")
+
+
+class Cache(Protocol):
+    """Keeps finished scores."""
+
+    def reuse(self, name: str, restore: Callable[..., T], compute: Callable[[], T]) -> T: ...
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Texts as (text, chunks) with their profile, and the names and folder of the tasks."""
+
+    profile: Profile | None
+    texts: tuple[tuple[Text, Tensor], ...]
+    perplexity_batch: int
+    tasks: tuple[str, ...]
+    folder: Path
+    limit: int | None
+    task_batch: int
+
+    def perplexities(self, model: PreTrainedModel, cache: Cache) -> tuple[Perplexity, ...]:
+        """Perplexity of every text."""
+        scores = []
+        for text, chunks in self.texts:
+            assert self.profile is not None
+            compute = partial(
+                evaluate_perplexity,
+                model,
+                chunks,
+                text=text,
+                profile=self.profile,
+                batch_size=self.perplexity_batch,
+                progress=bar(f"perplexity {text.label}", "batch"),
+            )
+            score = cache.reuse(f"scores/{self.profile.name}-{text.name}", Perplexity, compute)
+            say(f"  {text.label}: perplexity {score.perplexity:.2f}")
+            scores.append(score)
+        return tuple(scores)
+
+    def accuracies(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cache: Cache
+    ) -> tuple[TaskScore, ...]:
+        """Accuracy on every task."""
+        scores = []
+        for task in self.tasks:
+            compute = partial(
+                evaluate_task,
+                model,
+                tokenizer,
+                task,
+                folder=self.folder,
+                limit=self.limit,
+                batch_size=self.task_batch,
+            )
+            score = cache.reuse(f"scores/{task}", TaskScore, compute)
+            say(f"  {task}: {100 * score.paper[0]:.1f} % of {score.samples}")
+            scores.append(score)
+        return tuple(scores)
+
+
+def prepare_suite(
+    evaluation: EvaluationConfig,
+    data: DataSource,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+) -> Suite:
+    """Read, verify and tokenise everything that will be scored; task files go to `folder`."""
+    texts: tuple[tuple[Text, Tensor], ...] = ()
+    profile = None
+    perplexity, zero_shot = evaluation.perplexity, evaluation.zero_shot
+    if zero_shot is not None:
+        write_tasks(zero_shot.tasks, data, folder)
+    if perplexity is not None:
+        profile = PROFILES[perplexity.profile]
+        read = [read_text(name, profile, data) for name in perplexity.texts]
+        limit = perplexity.max_tokens
+        texts = tuple((text, tokenize(text, tokenizer, profile.length, limit)) for text in read)
+    return Suite(
+        profile=profile,
+        texts=texts,
+        perplexity_batch=perplexity.batch_size if perplexity is not None else 1,
+        tasks=zero_shot.tasks if zero_shot is not None else (),
+        folder=folder,
+        limit=zero_shot.limit if zero_shot is not None else None,
+        task_batch=zero_shot.batch_size if zero_shot is not None else 1,
+    )
+
+
+def evaluate(
+    suite: Suite,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    cache: Cache,
+    meter: Meter,
+) -> tuple[tuple[Perplexity, ...], tuple[TaskScore, ...]]:
+    """Score a model on the whole suite; finished scores are read back from the cache."""
+    with meter.stage("perplexity"):
+        perplexities = suite.perplexities(model, cache)
+    with meter.stage("zero-shot"):
+        accuracies = suite.accuracies(model, tokenizer, cache)
+    return perplexities, accuracies

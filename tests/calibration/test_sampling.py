@@ -1,0 +1,52 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from lorap_exp.calibration.sampling import read_documents, sample_windows
+from lorap_exp.config import Config
+from lorap_exp.data.embedded import Embedded
+from lorap_exp.errors import LorapError
+from lorap_exp.models.tiny import byte_tokenizer
+
+LONG = "".join(chr(97 + i % 26) for i in range(400))
+
+
+def test_windows_are_substrings_of_long_documents() -> None:
+    tokenizer = byte_tokenizer()
+    ids = sample_windows([LONG, "short"], tokenizer, samples=5, length=40, seed=0)
+    assert ids.shape == (5, 40)
+    assert all(tokenizer.decode(row) in LONG for row in ids)
+
+
+def test_the_seed_decides() -> None:
+    tokenizer = byte_tokenizer()
+    draws = [sample_windows([LONG], tokenizer, 4, 40, seed) for seed in (0, 0, 1)]
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+
+
+@pytest.mark.parametrize("documents", [[LONG], [LONG, "a" * 39, "b" * 30], ["tiny"]])
+def test_too_few_tokens_are_named(documents: list[str]) -> None:
+    available = 400 if LONG in documents else 0
+    with pytest.raises(LorapError, match=f"at most the {available} tokens .* got 11 x 40"):
+        sample_windows(documents, byte_tokenizer(), samples=11, length=40, seed=0)
+
+
+@pytest.mark.parametrize(("separator", "expected"), [("line", 3), ("blank_line", 2), ("file", 1)])
+def test_local_files(
+    tmp_path: Path, config: Callable[..., Config], separator: str, expected: int
+) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("one\ntwo\n\nthree\n")
+    cfg = config(
+        "calibration=text", f"calibration.files=[{path}]", f"calibration.separator={separator}"
+    )
+    assert len(read_documents(cfg.calibration, Embedded())) == expected
+
+
+def test_a_missing_file_is_named(config: Callable[..., Config]) -> None:
+    cfg = config("calibration=text", "calibration.files=[nowhere.txt]")
+    with pytest.raises(LorapError, match=r"calibration.files .* got 'nowhere.txt'"):
+        read_documents(cfg.calibration, Embedded())

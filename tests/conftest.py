@@ -1,0 +1,83 @@
+"""Fixtures: random models of every family, a configuration, the shared data when it is there."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytest
+import torch
+from omegaconf import OmegaConf
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+import lorap_exp.cli  # noqa: F401  (registers the resolvers that conf/ uses)
+from lorap_exp.catalogue import conf_folder
+from lorap_exp.config import Config, RandomModelConfig, validate
+from lorap_exp.models.families import FAMILIES
+from lorap_exp.models.tiny import random_config
+
+REPOSITORY = Path(__file__).parent.parent
+SHARED = Path(os.environ.get("LORAP_SHARED", REPOSITORY.parent / "shared"))
+TINY = ["model=tiny", "data=embedded", "calibration=embedded", "logging=disabled", "dtype=float32"]
+SMALL = [
+    "calibration.samples=8",
+    "calibration.length=32",
+    "evaluation.perplexity.max_tokens=512",
+    "evaluation.zero_shot.limit=3",
+]
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data and parity cases."""
+    if not (SHARED / "data" / "MANIFEST.json").is_file():
+        pytest.skip(f"no shared data at LORAP_SHARED={SHARED}")
+    return SHARED
+
+
+@pytest.fixture(params=sorted(FAMILIES))
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def tiny() -> Callable[..., PreTrainedModel]:
+    """A factory of random float32 models whose biases are random too."""
+
+    def make(family: str = "llama", **sizes: int) -> PreTrainedModel:
+        settings = {
+            "blocks": 2,
+            "hidden_size": 64,
+            "intermediate_size": 176,
+            "heads": 4,
+            "kv_heads": 2,
+        } | sizes
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(
+            random_config(RandomModelConfig(family=family, **settings))
+        )
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                torch.nn.init.normal_(parameter)
+        return model.eval().requires_grad_(False)
+
+    return make
+
+
+def compose(overrides: Sequence[str]) -> dict[str, Any]:
+    """The composed configuration as plain values."""
+    with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        cfg = hydra.compose("config", list(overrides))
+    raw: Any = OmegaConf.to_container(cfg, resolve=True)
+    return raw
+
+
+@pytest.fixture
+def config() -> Callable[..., Config]:
+    """Compose and check a tiny configuration with overrides."""
+
+    def make(*overrides: str) -> Config:
+        return validate(compose([*TINY, "evaluation=quick", *SMALL, *overrides]))
+
+    return make

@@ -1,0 +1,115 @@
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+import lorap_exp
+from lorap_exp.errors import LorapError
+from lorap_exp.methods.channel_pruning import ChannelPruning
+from lorap_exp.methods.low_rank import LowRank
+from lorap_exp.methods.stage import compress, plan_stack, shapes_of
+from lorap_exp.models.checkpoint import as_compressed, check_reload, count_parameters, save
+from lorap_exp.models.families import blocks_of
+from lorap_exp.models.tiny import byte_tokenizer
+from lorap_exp.planning.plan import Plan
+
+Tiny = Callable[..., PreTrainedModel]
+IDS = torch.arange(8 * 16).view(8, 16) % 200
+STAGES = [
+    LowRank(("q", "k", "v", "o"), "awsvd", 1.0, "published", 3.0),
+    ChannelPruning("published", 0.01),
+]
+
+
+def compressed(model: PreTrainedModel, ratio: float = 0.3) -> tuple[PreTrainedModel, Plan]:
+    plan = plan_stack(STAGES, shapes_of(model), ratio)
+    compress(model, STAGES, plan, ids=IDS, batch_size=4, propagation="compressed")
+    return as_compressed(model, plan), plan
+
+
+def test_as_compressed_changes_no_logit_and_shares_the_weights(tiny: Tiny, family: str) -> None:
+    model = tiny(family)
+    result, _ = compressed(model)
+    torch.testing.assert_close(result(IDS).logits, model(IDS).logits, rtol=0, atol=0)
+    pointers = {parameter.data_ptr() for parameter in model.parameters()}
+    assert {parameter.data_ptr() for parameter in result.parameters()} == pointers
+
+
+def test_parameters_are_those_of_the_plan(tiny: Tiny, family: str) -> None:
+    model = tiny(family)
+    shapes, before = shapes_of(model), count_parameters(model)
+    result, plan = compressed(model)
+    biases = sum(p.numel() for n, p in result.named_parameters() if "bias" in n)
+    after = count_parameters(result)
+    assert after["decoder"] == plan.parameters(shapes) + biases
+    assert before["total"] == sum(p.numel() for p in model.parameters()) + (
+        before["decoder"] - after["decoder"]
+    )
+    assert abs(plan.parameters(shapes) / sum(s.parameters for s in shapes) - 0.7) < 0.01
+
+
+def test_biases_survive(tiny: Tiny) -> None:
+    model = tiny("qwen2")
+    before = blocks_of(model)[0].linear("q").bias.clone()
+    compressed(model)
+    assert torch.equal(blocks_of(model)[0].linear("q").bias, before)
+
+
+def test_save_load_generate(tiny: Tiny, family: str, tmp_path: Path) -> None:
+    result, _ = compressed(tiny(family))
+    folder = tmp_path / "model"
+    save(result, byte_tokenizer(), folder)
+    check_reload(result, folder, IDS)
+    loaded = [lorap_exp.load(folder), AutoModelForCausalLM.from_pretrained(folder)]
+    for model in loaded:
+        assert torch.equal(model(IDS).logits, result(IDS).logits)
+    options = {"max_new_tokens": 6, "do_sample": False, "attention_mask": torch.ones_like(IDS)}
+    with_cache = loaded[0].generate(IDS, use_cache=True, **options)
+    assert torch.equal(with_cache, result.generate(IDS, use_cache=False, **options))
+    assert not list(folder.glob("*.bin")) and not list(folder.glob("*.pt"))
+    assert (folder / "tokenizer.json").is_file()
+
+
+def test_loads_without_lorap_exp(tiny: Tiny, tmp_path: Path) -> None:
+    """The modelling file beside the weights is complete in itself."""
+    result, _ = compressed(tiny())
+    folder = tmp_path / "model"
+    save(result, byte_tokenizer(), folder)
+    script = (
+        "import sys, torch\n"
+        "sys.modules['lorap_exp'] = None\n"
+        "from transformers import AutoModelForCausalLM\n"
+        f"model = AutoModelForCausalLM.from_pretrained({str(folder)!r}, trust_remote_code=True)\n"
+        "ids = torch.arange(8 * 16).view(8, 16) % 200\n"
+        "print(model(ids).logits.double().sum().item())\n"
+    )
+    environment = {"HF_HOME": str(tmp_path / "hf"), "PATH": "", "HF_HUB_OFFLINE": "1"}
+    run = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True
+    )
+    expected = result(IDS).logits.double().sum().item()
+    assert float(run.stdout) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_changed_weight_is_found_on_reload(tiny: Tiny, tmp_path: Path) -> None:
+    result, _ = compressed(tiny())
+    save(result, byte_tokenizer(), tmp_path / "model")
+    result.lm_head.weight.mul_(1.01)
+    with pytest.raises(LorapError, match="logits differ by"):
+        check_reload(result, tmp_path / "model", IDS)
+
+
+def test_a_plan_of_other_shapes_is_refused(tiny: Tiny) -> None:
+    model = tiny()
+    _, plan = compressed(model)
+    with pytest.raises(RuntimeError, match="size mismatch|Missing key"):
+        as_compressed(tiny(), plan)
+
+
+def test_a_folder_without_checkpoint_is_named(tmp_path: Path) -> None:
+    with pytest.raises(LorapError, match="holds config.json"):
+        lorap_exp.load(tmp_path)
