@@ -58,6 +58,9 @@ def main() -> None:
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(catalogue())
         return
+    if {"-m", "--multirun"} & set(sys.argv[1:]):  # argparse takes it in front of overrides only
+        rest = [argument for argument in sys.argv[1:] if argument not in ("-m", "--multirun")]
+        sys.argv[1:] = ["--multirun", *rest]
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
         job()

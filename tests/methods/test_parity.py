@@ -1,4 +1,4 @@
-"""Parity with the published LoRAP code on its golden cases; tolerances are those of their README."""
+"""Parity with the published LoRAP code on its golden cases, to the tolerances they state."""
 
 import json
 from pathlib import Path
@@ -8,12 +8,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from lorap_exp.calibration.walk import walk
 from lorap_exp.evaluation.perplexity import chunk, mean_nll
 from lorap_exp.methods.channel_pruning import ChannelPruning
 from lorap_exp.methods.low_rank import LowRank
-from lorap_exp.methods.stage import compress, plan_stack, shapes_of
+from lorap_exp.methods.stage import Stage, compress, plan_stack, shapes_of
 from lorap_exp.models.checkpoint import as_compressed
+from lorap_exp.models.families import blocks_of
 
 CASES = [
     "AFM_s0.2_p0.01_a3",
@@ -37,20 +37,18 @@ def test_published_code(shared: Path, name: str) -> None:
     stream = load_file(shared / "golden" / "ppl" / "stream.safetensors")
     model = AutoModelForCausalLM.from_pretrained(golden / "model", dtype=torch.float32).eval()
     metric = case["deco_method"].lower()
-    stages = [
+    stages: list[Stage] = [
         LowRank(("q", "k", "v", "o"), metric, 1.0, "published", case["para_allocate"]),
         ChannelPruning("published", case["mlp_least_save_ratio"]),
     ]
     plan = plan_stack(stages, shapes_of(model), case["sparsity_ratio"])
     assert [{n: b.ranks.get(n) for n in "qkvo"} for b in plan.blocks] == case["ranks_per_layer"]
     assert [block.width for block in plan.blocks] == case["mlp_kept_per_layer"]
-    down = {}
-    full = [block.module.mlp.down_proj.weight.clone() for block in _blocks(model)]
+    full = [block.weight("down").clone() for block in blocks_of(model)]
     compress(model, stages, plan, ids=ids, batch_size=8, propagation="compressed")
-    for index, block in enumerate(_blocks(model)):
-        down[index] = block.module.mlp.down_proj.weight
-        kept = expected[f"layers.{index}.mlp.kept"].long()
-        assert torch.equal(down[index], full[index][:, kept])
+    for block in blocks_of(model):
+        kept = expected[f"layers.{block.index}.mlp.kept"].long()
+        assert torch.equal(block.weight("down"), full[block.index][:, kept])
     for key, product in expected.items():
         if key.endswith("_proj.weight"):
             weight = model.get_submodule("model." + key.removesuffix(".weight")).weight
@@ -62,10 +60,6 @@ def test_published_code(shared: Path, name: str) -> None:
     for length, perplexity in case["ppl_official"].items():
         nll = mean_nll(compressed, chunk(next(iter(stream.values())), int(length)), 8)
         assert torch.tensor(nll).exp().item() == pytest.approx(perplexity, rel=1e-5)
-
-
-def _blocks(model):  # type: ignore[no-untyped-def]
-    return [block for block, _ in walk(model, torch.zeros(1, 2).long(), {}, 1, "compressed")]
 
 
 def test_dense_perplexity(shared: Path) -> None:

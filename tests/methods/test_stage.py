@@ -41,7 +41,7 @@ def test_weighting_lowers_the_error_on_the_calibration_inputs(tiny: Tiny, config
     errors = {}
     for metric in ("svd", "awsvd", "activation"):
         model = tiny()
-        model.get_input_embeddings().weight[:, :8] *= 20
+        model.get_input_embeddings().weight.data[:, :8] *= 20
         linear = blocks_of(model)[0].linear("q")
         x: list[torch.Tensor] = []
         handle = linear.register_forward_pre_hook(lambda _, inputs, x=x: x.append(inputs[0]))
@@ -79,7 +79,7 @@ def test_ratio_zero_is_dense(tiny: Tiny, config: Make) -> None:
 
 
 def test_an_impossible_ratio_is_named(tiny: Tiny, config: Make) -> None:
-    with pytest.raises(LorapError, match="ratio 0.99 cannot be planned: the rank of q in block 0"):
+    with pytest.raises(LorapError, match=r"ratio 0.99 cannot be planned: the rank of q in block 0"):
         plan_stack(stages(config), shapes_of(tiny()), 0.99)
 
 

@@ -11,7 +11,7 @@ import lorap_exp
 from lorap_exp.errors import LorapError
 from lorap_exp.methods.channel_pruning import ChannelPruning
 from lorap_exp.methods.low_rank import LowRank
-from lorap_exp.methods.stage import compress, plan_stack, shapes_of
+from lorap_exp.methods.stage import Stage, compress, plan_stack, shapes_of
 from lorap_exp.models.checkpoint import as_compressed, check_reload, count_parameters, save
 from lorap_exp.models.families import blocks_of
 from lorap_exp.models.tiny import byte_tokenizer
@@ -19,7 +19,7 @@ from lorap_exp.planning.plan import Plan
 
 Tiny = Callable[..., PreTrainedModel]
 IDS = torch.arange(8 * 16).view(8, 16) % 200
-STAGES = [
+STAGES: list[Stage] = [
     LowRank(("q", "k", "v", "o"), "awsvd", 1.0, "published", 3.0),
     ChannelPruning("published", 0.01),
 ]
@@ -106,10 +106,10 @@ def test_a_changed_weight_is_found_on_reload(tiny: Tiny, tmp_path: Path) -> None
 def test_a_plan_of_other_shapes_is_refused(tiny: Tiny) -> None:
     model = tiny()
     _, plan = compressed(model)
-    with pytest.raises(RuntimeError, match="size mismatch|Missing key"):
+    with pytest.raises(RuntimeError, match=r"size mismatch|Missing key"):
         as_compressed(tiny(), plan)
 
 
 def test_a_folder_without_checkpoint_is_named(tmp_path: Path) -> None:
-    with pytest.raises(LorapError, match="holds config.json"):
+    with pytest.raises(LorapError, match=r"holds config\.json"):
         lorap_exp.load(tmp_path)

@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given
@@ -16,7 +18,7 @@ def moment(ins: int, tokens: int = 500, seed: int = 1) -> torch.Tensor:
     return x.mT @ x / tokens
 
 
-METRICS = {
+METRICS: dict[str, Callable[[int], torch.Tensor | None]] = {
     "identity": lambda ins: None,
     "diagonal": lambda ins: moment(ins).diagonal(),
     "full": moment,

@@ -37,19 +37,15 @@ def test_published_ranks(
     assert sizes == [query_key, query_key, value_output, value_output]
 
 
-@given(
-    hidden=st.integers(8, 8192), ratio=st.floats(0.01, 0.94), share=st.floats(0.2, 8)
-)
+@given(hidden=st.integers(8, 8192), ratio=st.floats(0.01, 0.94), share=st.floats(0.2, 8))
 def test_square_matrices_get_exactly_the_published_formula(
     hidden: int, ratio: float, share: float
 ) -> None:
     k_att = int((1 - ratio) * hidden / 2)
     k_max = int(k_att * 2 * share / (1 + share))
     dense = k_max >= hidden / 2
-    if dense:
-        k_min = int((1 - ratio) * hidden) - int(hidden / 2)
-    else:
-        k_min = int(k_att * 2 / (1 + share))
+    paying_for_both = int((1 - ratio) * hidden) - int(hidden / 2)
+    k_min = paying_for_both if dense else int(k_att * 2 / (1 + share))
     if k_min < 1 or (not dense and k_max < 1):
         with pytest.raises(ValueError, match="at least 1"):
             PublishedRanks(share).allocate(attention(hidden), ratio)
@@ -125,7 +121,12 @@ def test_no_channel_left_is_named() -> None:
 def test_plan_counts_its_parameters_and_survives_json() -> None:
     matrices = {
         name: MatrixShape(name, outs, ins)
-        for name, (outs, ins) in {"q": (8, 8), "gate": (20, 8), "up": (20, 8), "down": (8, 20)}.items()
+        for name, (outs, ins) in {
+            "q": (8, 8),
+            "gate": (20, 8),
+            "up": (20, 8),
+            "down": (8, 20),
+        }.items()
     }
     shape = BlockShape(0, matrices)
     query, mlp = Price(0, "q", "rank", 64, 16, 8), Price(0, "mlp", "width", 480, 24, 20)

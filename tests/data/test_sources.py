@@ -1,0 +1,81 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lorap_exp.config import DataConfig
+from lorap_exp.data.embedded import PARTS, Embedded, part
+from lorap_exp.data.local import Local
+from lorap_exp.data.source import open_source
+from lorap_exp.data.wikitext import articles, rows_of_lines
+from lorap_exp.errors import LorapError
+from lorap_exp.evaluation.profiles import PROFILES, read_text
+
+
+def test_rows_and_articles() -> None:
+    rows = rows_of_lines([" ", " = One = ", " ", " = = Part = = ", " text ", " = Two = ", " more "])
+    assert rows[0] == "" and rows[1] == " = One = \n"
+    assert [a.split("\n")[0] for a in articles(rows)] == [" = One = ", " = Two = "]
+
+
+def test_embedded_parts_are_disjoint_and_large() -> None:
+    parts = [part(index) for index in PARTS.values()]
+    assert len({text for texts in parts for text in texts}) == sum(map(len, parts))
+    assert all(sum(map(len, texts)) > 80_000 for texts in parts)
+    assert open_source(DataConfig(source="embedded", folder=None)).comparable is False
+
+
+def test_wikitext_is_the_text_everyone_scores(shared: Path) -> None:
+    data = Local(shared / "data")
+    text = read_text("wikitext2", PROFILES["lorap"], data)
+    assert len(text.content.encode()) == 1_296_370
+    assert text.sha256 == "696cca6b65a171b0a358a4be6732cdfdf2dd6164a32e20fd70e3c13fc4dfae83"
+
+
+def test_local_calibration_texts(shared: Path) -> None:
+    data = Local(shared / "data")
+    assert len(data.documents("c4", "train")) == 584
+    assert len(data.documents("wikitext2", "validation")) == 60
+
+
+def test_a_changed_file_is_refused(shared: Path, tmp_path: Path) -> None:
+    manifest = json.loads((shared / "data" / "MANIFEST.json").read_text())
+    name = "tasks/piqa.parquet"
+    (tmp_path / "MANIFEST.json").write_text(json.dumps({name: manifest[name]}))
+    (tmp_path / "tasks").mkdir()
+    shutil.copy(shared / "data" / name, tmp_path / name)
+    (tmp_path / name).chmod(0o644)
+    assert Local(tmp_path).task("piqa")["dataset_path"] == "parquet"
+    with (tmp_path / name).open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(
+        LorapError, match=f"sha256 of '.*piqa.parquet' must be {manifest[name]['sha256']}"
+    ):
+        Local(tmp_path).task("piqa")
+
+
+def test_what_is_not_there_is_named(shared: Path, tmp_path: Path) -> None:
+    with pytest.raises(LorapError, match=r"must hold 'ptb/test.txt'.*ptb/validation.txt"):
+        Local(shared / "data").rows("ptb", "test")
+    with pytest.raises(LorapError, match=r"data.folder must hold MANIFEST.json"):
+        Local(tmp_path)
+
+
+def test_embedded_questions_have_the_fields_of_their_tasks() -> None:
+    for task in (
+        "boolq",
+        "piqa",
+        "hellaswag",
+        "winogrande",
+        "arc_easy",
+        "arc_challenge",
+        "openbookqa",
+    ):
+        (path,) = Embedded().task(task)["dataset_kwargs"]["data_files"].values()
+        rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+        assert len(rows) >= 32
+        assert len({json.dumps(row) for row in rows}) == len(rows)
+        golds = [str(row.get("label", row.get("answer", row.get("answerKey")))) for row in rows]
+        most = max(golds.count(gold) for gold in golds)
+        assert most <= len(rows) * 0.6, f"{task}: always answering one label must not score well"

@@ -1,0 +1,56 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BertConfig, PreTrainedModel, T5Config
+
+from lorap_exp.config import ModelConfig
+from lorap_exp.errors import LorapError
+from lorap_exp.models.loading import load_config, load_model, load_tokenizer, resolve_device
+from lorap_exp.models.tiny import byte_tokenizer
+
+
+def at(path: str) -> ModelConfig:
+    return ModelConfig(name="x", path=path, revision=None, wheel=None, random=None)
+
+
+def test_a_local_folder(tmp_path: Path, tiny: Callable[..., PreTrainedModel], family: str) -> None:
+    dense = tiny(family)
+    dense.save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    model = at(str(tmp_path))
+    loaded = load_model(model, load_config(model), torch.device("cpu"), torch.float32, seed=0)
+    ids = torch.arange(10)[None]
+    assert torch.equal(loaded(ids).logits, dense(ids).logits)
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+    assert load_tokenizer(model).decode(load_tokenizer(model)("hé")["input_ids"]) == "hé"
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [(T5Config(), "encoder-decoder 't5'"), (BertConfig(), r"supported family \(.*llama.*'bert'")],
+)
+def test_a_non_causal_model_is_refused(tmp_path: Path, config: T5Config, message: str) -> None:
+    config.save_pretrained(tmp_path)
+    with pytest.raises(LorapError, match=message):
+        load_config(at(str(tmp_path)))
+
+
+@pytest.mark.parametrize("path", ["/nowhere/at/all", "./nowhere", "~/nowhere", "plainword"])
+def test_a_missing_folder_is_named(path: str) -> None:
+    with pytest.raises(LorapError, match=rf"model.path must be .* got '{path}'"):
+        load_config(at(path))
+
+
+def test_a_hub_out_of_reach_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(LorapError, match="got 'no-one/no-model'") as caught:
+        load_config(at("no-one/no-model"))
+    assert "\n" not in str(caught.value)
+
+
+def test_devices() -> None:
+    assert resolve_device("cpu").type == "cpu"
+    with pytest.raises(LorapError, match="device must be auto, cpu or one of the"):
+        resolve_device("cuda:99")

@@ -1,0 +1,43 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from lorap_exp import pipeline
+from lorap_exp.config import Config
+from lorap_exp.errors import LorapError
+from lorap_exp.job import write_json
+from lorap_exp.reporting.sweep import collect, write_report
+
+Make = Callable[..., Config]
+
+
+def test_a_sweep_with_failed_and_missing_jobs(tmp_path: Path, config: Make) -> None:
+    for ratio in (0.0, 0.4):
+        pipeline.run(config(f"ratio={ratio}"), tmp_path / f"ratio={ratio}")
+    for ratio, state in ((0.6, "failed"), (0.7, "running")):
+        folder = tmp_path / f"ratio={ratio}"
+        write_json(folder / "config.json", config(f"ratio={ratio}").dump())
+        write_json(folder / "status.json", {"state": state, "error": "why it failed"})
+    text = write_report(collect(tmp_path))
+    rows = [line for line in text.splitlines() if line.startswith("| tiny")]
+    assert len(rows) == 4
+    assert "| dense | 0.000 | 1.000 |" in rows[0]
+    assert rows[2].endswith("failed |") and rows[3].endswith("missing |")
+    assert "why it failed" in text
+    for column in ("pydoc A", "pydoc B", "BoolQ", "OBQA", "mean7_paper", "mean7_acc"):
+        assert column in text
+    table = pd.read_csv(tmp_path / "report.csv")
+    result = json.loads((tmp_path / "ratio=0.4" / "result.json").read_text())
+    assert table.loc[1, "pydoc A"] == pytest.approx(result["scores"]["perplexity"][0]["perplexity"])
+    assert table.loc[1, "mean7_paper"] == pytest.approx(
+        100 * result["means"]["mean7_paper"]["value"]
+    )
+    assert (tmp_path / "report.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_an_empty_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(LorapError, match=r"holds jobs with config.json"):
+        collect(tmp_path)

@@ -1,0 +1,70 @@
+"""The command line as a user meets it: one sentence, a non-zero exit, no weight read."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+QUIET = ["model=tiny", "data=embedded", "calibration=embedded", "logging=disabled"]
+
+
+def lorap(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "lorap_exp", f"output_root={folder}", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_help_is_a_catalogue() -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "lorap_exp", "--help"], capture_output=True, text=True, check=True
+    )
+    for word in ("ratio", "method=", "lorap", "quickstart", "lorap_exp.report"):
+        assert word in run.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["method=foo"], "error: method must be one of dense, lorap, svd, svd_all, got 'foo'"),
+        (["rato=0.2"], "error: 'rato' is not a setting; did you mean ratio?"),
+        (["ratio=1.2"], "error: ratio must lie in [0, 1), got 1.2"),
+        (["device=cuda:9"], "error: device must be auto, cpu or one of the"),
+        (
+            ["model=custom", "model.path=./nowhere"],
+            "error: model.path must be a hub id or a folder with config.json, got './nowhere'",
+        ),
+        (
+            ["method.stages.attention.metrc=svd"],
+            "did you mean method.stages.attention.metric?",
+        ),
+    ],
+)
+def test_bad_input(tmp_path: Path, arguments: list[str], message: str) -> None:
+    run = lorap(tmp_path, *QUIET, *arguments)
+    last = run.stderr.strip().splitlines()[-1]
+    assert run.returncode == 1
+    assert message in last
+    assert "Traceback" not in run.stderr
+
+
+def test_a_bad_job_of_a_sweep_does_not_stop_the_others(tmp_path: Path) -> None:
+    small = ["evaluation=perplexity", "evaluation.perplexity.max_tokens=256"]
+    few = ["calibration.samples=4", "calibration.length=16", "dtype=float32"]
+    run = lorap(tmp_path, "-m", "ratio=0.2,1.2,0.4", "name=mixed", *QUIET, *small, *few)
+    assert run.returncode == 1
+    sweep = tmp_path / "mixed"
+    assert len(list(sweep.glob("*/result.json"))) == 2
+    report = subprocess.run(
+        [sys.executable, "-m", "lorap_exp.report", str(sweep)],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert "failed" in report
+    assert "ratio must lie in [0, 1), got 1.2" in report
+    assert "not comparable with the literature" in report
+    assert (sweep / "report.csv").is_file() and (sweep / "report.png").stat().st_size > 5000

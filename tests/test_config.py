@@ -1,0 +1,71 @@
+"""Every configuration composes, checks, and builds its stages."""
+
+from pathlib import Path
+
+import pytest
+
+from lorap_exp.catalogue import ORDER, catalogue, conf_folder
+from lorap_exp.config import validate
+from lorap_exp.errors import LorapError
+from lorap_exp.methods.stage import build_stages
+from tests.conftest import compose
+
+GROUPS = ["model", "method", "calibration", "evaluation", "data", "logging", "experiment"]
+OPTIONS = [
+    (group, str(path.relative_to(conf_folder() / group).with_suffix("")))
+    for group in GROUPS
+    for path in sorted((conf_folder() / group).rglob("*.yaml"))
+]
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_composes_and_builds(group: str, option: str) -> None:
+    extra = ["model.path=some/where"] if option == "custom" else []
+    cfg = validate(compose([f"{group}={option}", *extra]))
+    assert build_stages(cfg.method) or cfg.ratio == 0
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_is_in_the_catalogue(group: str, option: str) -> None:
+    line = next(line for line in catalogue().splitlines() if line.startswith(f"  {option} "))
+    assert len(line.split(maxsplit=1)[1]) > 10
+
+
+def test_the_catalogue_knows_every_group() -> None:
+    folders = {path.name for path in conf_folder().iterdir() if path.is_dir()}
+    assert folders - {"stage", "hydra"} == set(ORDER)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["ratio=1.2"], r"ratio must lie in \[0, 1\), got 1.2"),
+        (["ratio=-0.1"], r"ratio must lie in \[0, 1\), got -0.1"),
+        (["ratio=nan"], r"ratio must lie in \[0, 1\), got nan"),
+        (["ratio=much"], "ratio must be a valid number.* got 'much'"),
+        (["device=tpu"], "device must be auto, cpu, cuda or cuda:N, got 'tpu'"),
+        (["dtype=int8"], "dtype must be one of .*'bfloat16'.* got 'int8'"),
+        (["calibration.samples=0"], "calibration.samples must be greater .* 1, got 0"),
+        (["evaluation.zero_shot.tasks=[foo]"], "zero_shot.tasks.0 must be one of 'boolq'.* 'foo'"),
+        (["+calibration.typo=1"], "calibration.typo is not a setting"),
+        (["data=local", "data.folder=null"], "folder must be set when source is local"),
+        (["model.path=null"], "path must be a hub id or a local folder"),
+    ],
+)
+def test_wrong_values_are_one_sentence(overrides: list[str], message: str) -> None:
+    with pytest.raises(LorapError, match=message) as caught:
+        validate(compose(overrides))
+    assert "\n" not in str(caught.value)
+
+
+def test_stage_files_hold_every_field(tmp_path: Path) -> None:
+    """A default is written once, in conf/stage: so each field can be overridden by name."""
+    from dataclasses import fields
+
+    import yaml
+    from hydra.utils import get_class
+
+    for path in (conf_folder() / "stage").glob("*.yaml"):
+        settings = yaml.safe_load(path.read_text())
+        names = {field.name for field in fields(get_class(settings.pop("_target_")))}
+        assert names == set(settings), path

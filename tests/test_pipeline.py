@@ -1,0 +1,169 @@
+"""Whole jobs on the tiny model: results, resumption, refusals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import lorap_exp
+from lorap_exp import pipeline
+from lorap_exp.config import Config
+from lorap_exp.errors import LorapError
+from lorap_exp.evaluation import suite, zero_shot
+from lorap_exp.models.families import family_of, module_shapes
+from lorap_exp.planning.plan import Plan
+from lorap_exp.reporting.result import Result
+
+Make = Callable[..., Config]
+
+
+def test_a_job_leaves_everything(tmp_path: Path, config: Make) -> None:
+    cfg = config("ratio=0.4")
+    result = pipeline.run(cfg, tmp_path)
+    raw = json.loads((tmp_path / "result.json").read_text())
+    assert Result.from_dict(raw) == result
+    assert raw["config"]["ratio"] == 0.4
+    assert raw["versions"]["torch"] == torch.__version__
+    assert raw["calibration"]["samples"] == 8
+    assert raw["comparable"] is False
+    assert abs(raw["kept"] - 0.6) < 0.02
+    assert {"load", "compress", "save", "perplexity", "zero-shot"} <= set(raw["seconds"])
+    assert all(peak > 0 for peak in raw["peak_memory"].values())
+    assert {t["task"] for t in raw["scores"]["tasks"]} == set(cfg.evaluation.zero_shot.tasks)  # type: ignore[union-attr]
+    assert {"mean7_paper", "mean7_acc"} == set(raw["means"])
+    model = lorap_exp.load(tmp_path / "model")
+    total = sum(parameter.numel() for parameter in model.parameters())
+    assert raw["parameters"]["compressed"]["total"] == total
+    plan = Plan.from_json((tmp_path / "plan.json").read_text())
+    assert model.config.compressed_modules == module_shapes(plan, family_of("llama"))
+
+
+@pytest.mark.parametrize("method", ["lorap", "svd", "svd_all", "dense"])
+def test_every_method_runs(tmp_path: Path, config: Make, method: str) -> None:
+    result = pipeline.run(config(f"method={method}", "evaluation.zero_shot=null"), tmp_path)
+    assert result.kept == pytest.approx(1 if method == "dense" else 0.8, abs=0.03)
+
+
+def test_the_same_command_gives_the_same_numbers(tmp_path: Path, config: Make) -> None:
+    results = [pipeline.run(config(), tmp_path / name) for name in "ab"]
+    assert results[0].plan == results[1].plan
+    assert [p.nll for p in results[0].scores.perplexity] == [
+        p.nll for p in results[1].scores.perplexity
+    ]
+
+
+def fail(*_: Any, **__: Any) -> Any:
+    raise AssertionError("computed again")
+
+
+def test_a_finished_job_is_skipped(
+    tmp_path: Path, config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = pipeline.run(config(), tmp_path)
+    monkeypatch.setattr(pipeline, "prepare", fail)
+    assert pipeline.run(config(), tmp_path) == first
+    assert json.loads((tmp_path / "status.json").read_text())["state"] == "done"
+
+
+def test_a_cut_evaluation_goes_on(
+    tmp_path: Path, config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = zero_shot.evaluate_task
+    done: list[str] = []
+
+    def cut(model: Any, tokenizer: Any, task: str, **rest: Any) -> Any:
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append(task)
+        return real(model, tokenizer, task, **rest)
+
+    monkeypatch.setattr(suite, "evaluate_task", cut)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run(config(), tmp_path)
+    assert json.loads((tmp_path / "status.json").read_text())["state"] == "interrupted"
+
+    monkeypatch.setattr(pipeline, "compress", fail)
+    monkeypatch.setattr(suite, "evaluate_perplexity", fail)
+
+    def rest_only(model: Any, tokenizer: Any, task: str, **rest: Any) -> Any:
+        assert task not in done
+        return real(model, tokenizer, task, **rest)
+
+    monkeypatch.setattr(suite, "evaluate_task", rest_only)
+    result = pipeline.run(config(), tmp_path)
+    assert len(result.scores.tasks) == 7
+
+
+def test_killed_and_restarted(tmp_path: Path) -> None:
+    """SIGKILL in the evaluation; the same command compresses nothing again."""
+    command = [sys.executable, "-m", "lorap_exp", "model=tiny", "data=embedded", "dtype=float32"]
+    command += ["calibration=embedded", "logging=disabled", "calibration.samples=8"]
+    command += ["evaluation.perplexity.max_tokens=4096", f"output_root={tmp_path}", "name=killed"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("killed/*/scores/boolq.json")):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    job = next(tmp_path.glob("killed/*/plan.json")).parent
+    assert not (job / "result.json").exists()
+    kept = {
+        path: path.stat().st_mtime_ns
+        for path in [*job.glob("scores/*.json"), *job.glob("model/*"), job / "compression.json"]
+    }
+    assert len(kept) > 5
+    subprocess.run(command, check=True, capture_output=True)
+    assert (job / "result.json").is_file()
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
+def test_another_configuration_is_refused_with_the_difference(tmp_path: Path, config: Make) -> None:
+    pipeline.run(config(), tmp_path)
+    with pytest.raises(LorapError, match=r"calibration.seed was 0, now 1; ratio was 0.2, now 0.3"):
+        pipeline.run(config("ratio=0.3", "calibration.seed=1"), tmp_path)
+    assert pipeline.run(config("name=elsewhere"), tmp_path).config["ratio"] == 0.2
+
+
+def test_a_folder_in_use_is_refused(tmp_path: Path, config: Make) -> None:
+    from lorap_exp.job import open_job
+
+    with open_job(tmp_path, config()), pytest.raises(LorapError, match="in use by another"):
+        pipeline.run(config(), tmp_path)
+
+
+def test_a_failure_leaves_its_reason(
+    tmp_path: Path, config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def explode(*_: Any) -> Any:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(pipeline, "load_model", explode)
+    with pytest.raises(MemoryError):
+        pipeline.run(config(), tmp_path)
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert status["state"] == "failed"
+    assert status["error"] == "MemoryError: no room"
+    assert "explode" in status["traceback"]
+
+
+def test_no_weight_is_read_for_bad_input(
+    tmp_path: Path, config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "load_model", fail)
+    for override, message in [
+        ("calibration.samples=1000000", "calibration.samples x calibration.length"),
+        ("device=cuda:7", "device must be"),
+        ("ratio=0.99", "cannot be planned"),
+        ("calibration=c4", "calibration.text must be embedded or files"),
+    ]:
+        with pytest.raises(LorapError, match=message):
+            pipeline.run(config(override), tmp_path / override)
