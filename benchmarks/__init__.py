@@ -1,0 +1,1 @@
+"""Heavy measurements: `make bench` prints their tables; they assert nothing about seconds."""

@@ -16,16 +16,10 @@ def plot_sweep(table: pd.DataFrame, perplexities: Sequence[str], title: str, pat
         return
     figure, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 3.9), squeeze=False)
     for axis, panel in zip(axes[0], panels, strict=True):
-        for (model, method), found in lines(table.dropna(subset=[panel])):
-            rows = found.sort_values("ratio")
+        for label, rows in lines(table.dropna(subset=[panel])):
             errors = rows[f"{panel} ±"] if f"{panel} ±" in table.columns else None
             axis.errorbar(
-                rows["ratio"],
-                rows[panel],
-                yerr=errors,
-                marker="o",
-                capsize=3,
-                label=f"{model}, {method}",
+                rows["ratio"], rows[panel], yerr=errors, marker="o", capsize=3, label=label
             )
         axis.set_xlabel("ratio of decoder weights removed")
         axis.grid(alpha=0.3)
@@ -43,12 +37,14 @@ def plot_sweep(table: pd.DataFrame, perplexities: Sequence[str], title: str, pat
     plt.close(figure)
 
 
-def lines(table: pd.DataFrame) -> Iterator[tuple[tuple[str, str], pd.DataFrame]]:
-    """One line for each model and method, each starting at the dense model."""
+def lines(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """One line for each model, method and distinguishing setting, starting at the dense model."""
+    after = list(table.columns).index("method") + 1
+    keys = ["method", *table.columns[after : list(table.columns).index("ratio")]]
     for model, rows in table.groupby("model"):
-        dense = rows[rows["method"] == "dense"]
-        others = rows[rows["method"] != "dense"]
+        dense, others = rows[rows["method"] == "dense"], rows[rows["method"] != "dense"]
         if others.empty:
-            yield (str(model), "dense"), dense
-        for method, found in others.groupby("method"):
-            yield (str(model), str(method)), pd.concat([dense, found])
+            yield f"{model}, dense", dense
+        for values, found in others.groupby(keys):
+            label = ", ".join(str(value) for value in (model, *values))
+            yield label, pd.concat([dense, found]).sort_values("ratio")

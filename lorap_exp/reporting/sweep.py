@@ -1,7 +1,6 @@
 """Collecting a sweep from disk, also after failures, and writing its report."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,11 @@ NOT_COMPARABLE = (
 
 @dataclass(frozen=True)
 class Sweep:
-    """The jobs found in a folder: finished ones, and a row for each that is not."""
+    """The jobs found in a folder: finished ones, and (configuration, state) of the others."""
 
     folder: Path
     results: list[Result]
-    unfinished: list[dict[str, Any]]
+    unfinished: list[tuple[dict[str, Any], str]]
     reasons: dict[str, str]
 
 
@@ -44,21 +43,11 @@ def collect(folder: Path) -> Sweep:
             continue
         config = json.loads(path.read_text())
         state = "failed" if status["state"] == "failed" else "missing"
-        unfinished.append(unfinished_row(config, state))
+        unfinished.append((config, state))
         reasons[str(job.relative_to(folder))] = status.get("error") or "not finished"
     if not results and not unfinished:
         raise LorapError(f"a sweep folder holds jobs with config.json, got '{folder}'")
     return Sweep(folder, results, unfinished, reasons)
-
-
-def unfinished_row(config: Mapping[str, Any], state: str) -> dict[str, Any]:
-    """The leading cells of a job without a result."""
-    return {
-        "model": config["model"]["name"],
-        "method": config["method"]["name"],
-        "ratio": config["ratio"],
-        "status": state,
-    }
 
 
 def write_report(sweep: Sweep) -> str:

@@ -1,6 +1,6 @@
 """The paper's table: one row for each job, perplexities, the seven tasks and both means."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -22,19 +22,57 @@ LEADING = ["model", "method", "ratio", "kept", "params (M)"]
 def cells(result: Result) -> dict[str, Any]:
     """The row of a result by column; accuracies in percent, standard errors beside the means."""
     config = result.config
-    row: dict[str, Any] = {
-        "model": config["model"]["name"],
-        "method": "dense" if result.plan.is_dense else config["method"]["name"],
-        "ratio": config["ratio"],
+    row = leading_cells(config) | {
         "kept": result.kept,
         "params (M)": result.parameters["compressed"]["total"] / 1e6,
     }
+    if result.plan.is_dense:
+        row["method"] = "dense"
     row |= {score.label: score.perplexity for score in result.scores.perplexity}
     row |= {TASK_COLUMNS[task.task]: 100 * task.paper[0] for task in result.scores.tasks}
     for name, mean in result.scores.means().items():
         row[name] = 100 * mean["value"]
         row[f"{name} ±"] = 100 * mean["stderr"]
     return row
+
+
+def distinctions(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Settings that tell apart jobs of one model, method and ratio, and their value in each job.
+
+    Of settings that always change together, the shortest name stands for all.
+    """
+    flat = [dict(_flatten(config)) for config in configs]
+    groups: dict[tuple[str, ...], list[dict[str, str]]] = {}
+    for config in flat:
+        key = tuple(config[name] for name in ("model.name", "method.name", "ratio"))
+        groups.setdefault(key, []).append(config)
+    varying = {
+        name
+        for group in groups.values()
+        for name in {name for config in group for name in config}
+        if len({config.get(name, "-") for config in group}) > 1
+    }
+    found: dict[str, list[str]] = {}
+    for name in sorted(varying, key=lambda name: (not name.endswith(".name"), len(name), name)):
+        values = [config.get(name, "-") for config in flat]
+        if not any(_same_partition(values, other) for other in found.values()):
+            found[name] = values
+    return found
+
+
+def _flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in node.items():
+        if prefix == "" and key in ("name", "output_root", "logging"):
+            continue
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", str(value)
+
+
+def _same_partition(one: Sequence[str], other: Sequence[str]) -> bool:
+    pairs = set(zip(one, other, strict=True))
+    return len(pairs) == len(set(one)) == len(set(other))
 
 
 def columns(results: Sequence[Result]) -> list[str]:
@@ -46,15 +84,38 @@ def columns(results: Sequence[Result]) -> list[str]:
     return list(dict.fromkeys(name for name in order if name in found or name in LEADING))
 
 
-def frame(results: Sequence[Result], failures: Sequence[dict[str, Any]] = ()) -> pd.DataFrame:
-    """The table as numbers, with a `status` column when a job failed or is missing."""
+def frame(
+    results: Sequence[Result], unfinished: Sequence[tuple[Mapping[str, Any], str]] = ()
+) -> pd.DataFrame:
+    """The table as numbers.
+
+    Settings that tell jobs apart become columns; `status` is one when a job is not finished.
+
+    Args:
+        results: finished jobs.
+        unfinished: (configuration, state) of the others.
+    """
     rows = [cells(result) for result in results]
-    order = columns(results)
-    if failures:
-        rows = [row | {"status": "done"} for row in rows] + [dict(f) for f in failures]
-        order = [*order, "status"]
-    table = pd.DataFrame(rows, columns=order)
-    return table.sort_values(["model", "ratio", "method"], kind="stable", ignore_index=True)
+    states = ["done"] * len(rows) + [state for _, state in unfinished]
+    rows += [leading_cells(config) for config, _ in unfinished]
+    configs = [result.config for result in results] + [config for config, _ in unfinished]
+    extra = distinctions(configs)
+    table = pd.DataFrame(rows, columns=columns(results))
+    for position, (name, values) in enumerate(extra.items(), start=len(LEADING) - 2):
+        table.insert(position, name, values)
+    if unfinished:
+        table["status"] = states
+    order = ["model", "ratio", "method", *extra]
+    return table.sort_values(order, kind="stable", ignore_index=True)
+
+
+def leading_cells(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What was asked for: model, method, ratio."""
+    return {
+        "model": config["model"]["name"],
+        "method": config["method"]["name"],
+        "ratio": config["ratio"],
+    }
 
 
 def markdown(table: pd.DataFrame) -> str:

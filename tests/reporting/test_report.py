@@ -10,6 +10,7 @@ from lorap_exp.config import Config
 from lorap_exp.errors import LorapError
 from lorap_exp.job import write_json
 from lorap_exp.reporting.sweep import collect, write_report
+from lorap_exp.reporting.table import distinctions
 
 Make = Callable[..., Config]
 
@@ -36,6 +37,16 @@ def test_a_sweep_with_failed_and_missing_jobs(tmp_path: Path, config: Make) -> N
         100 * result["means"]["mean7_paper"]["value"]
     )
     assert (tmp_path / "report.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_settings_that_tell_jobs_apart_become_columns(config: Make) -> None:
+    jobs = [
+        config(f"calibration.seed={s}", f"ratio={r}").dump() for s in (0, 1) for r in (0.2, 0.5)
+    ]
+    assert distinctions(jobs) == {"calibration.seed": ["0", "0", "1", "1"]}
+    texts = [config(f"calibration={name}").dump() for name in ("c4", "wikitext2")]
+    assert distinctions(texts) == {"calibration.name": ["c4", "wikitext2"]}
+    assert distinctions([config("ratio=0.2").dump(), config("ratio=0.3").dump()]) == {}
 
 
 def test_an_empty_folder_is_named(tmp_path: Path) -> None:
