@@ -20,6 +20,7 @@ from lorap_exp.evaluation.suite import Suite, evaluate, prepare_suite
 from lorap_exp.job import Job, open_job
 from lorap_exp.methods.stage import Stage, build_stages, compress, plan_stack, shapes_of
 from lorap_exp.models.checkpoint import as_compressed, check_reload, count_parameters, load, save
+from lorap_exp.models.families import family_of
 from lorap_exp.models.loading import (
     describe_source,
     load_config,
@@ -83,17 +84,21 @@ def prepare(cfg: Config, job: Job) -> Inputs:
     model_config = load_config(cfg.model)
     plan = plan_stack(stages, shapes_of(meta_model(model_config)), cfg.ratio)
     tokenizer = load_tokenizer(cfg.model)
-    suite = prepare_suite(cfg.evaluation, data, tokenizer, job.folder / "tasks")
-    ids = None if plan.is_dense else calibration_ids(cfg, data, tokenizer)
+    bos = tokenizer.bos_token_id if family_of(model_config.model_type).bos_every_chunk else None
+    suite = prepare_suite(cfg.evaluation, data, tokenizer, job.folder / "tasks", bos)
+    ids = None if plan.is_dense else calibration_ids(cfg, data, tokenizer, bos)
     job.write("plan.json", asdict(plan))
     return Inputs(device, model_config, tokenizer, data, stages, plan, ids, suite)
 
 
-def calibration_ids(cfg: Config, data: DataSource, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+def calibration_ids(
+    cfg: Config, data: DataSource, tokenizer: PreTrainedTokenizerBase, bos: int | None
+) -> Tensor:
     """Calibration tokens (samples, length)."""
     asked = cfg.calibration
+    seed = asked.seed + cfg.seed
     documents = read_documents(asked, data)
-    return sample_windows(documents, tokenizer, asked.samples, asked.length, asked.seed + cfg.seed)
+    return sample_windows(documents, tokenizer, asked.samples, asked.length, seed, bos)
 
 
 def compress_or_reuse(

@@ -15,6 +15,7 @@ import lorap_exp.cli  # noqa: F401  (registers the resolvers that conf/ uses)
 from lorap_exp.catalogue import conf_folder
 from lorap_exp.config import Config, RandomModelConfig, validate
 from lorap_exp.models.families import FAMILIES
+from lorap_exp.models.modeling_compressed import split_fused
 from lorap_exp.models.tiny import random_config
 
 REPOSITORY = Path(__file__).parent.parent
@@ -54,9 +55,8 @@ def tiny() -> Callable[..., PreTrainedModel]:
             "kv_heads": 2,
         } | sizes
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(
-            random_config(RandomModelConfig(family=family, **settings))
-        )
+        config = random_config(RandomModelConfig(family=family, **settings))
+        model = split_fused(AutoModelForCausalLM.from_config(config))
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
                 torch.nn.init.normal_(parameter)

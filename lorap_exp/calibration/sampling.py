@@ -48,8 +48,9 @@ def sample_windows(
     samples: int,
     length: int,
     seed: int,
+    bos: int | None = None,
 ) -> Tensor:
-    """Token ids (samples, length).
+    """Token ids (samples, length); with `bos`, each window begins with it.
 
     Documents are tokenised as they are drawn, so a large corpus costs only what is used.
 
@@ -61,20 +62,28 @@ def sample_windows(
     usable = [i for i, text in enumerate(documents) if len(text) > length // 2]
     available = 0
     windows: list[list[int]] = []
+    special, begin = bos is None, [] if bos is None else [bos]
+    length -= len(begin)
     while len(windows) < samples and usable:
         index = generator.choice(usable)
         if index not in tokens:
-            tokens[index] = tokenizer(documents[index], verbose=False)["input_ids"]
+            tokens[index] = tokenizer(documents[index], verbose=False, add_special_tokens=special)[
+                "input_ids"
+            ]
             if len(tokens[index]) <= length:
                 usable.remove(index)
                 continue
             available += len(tokens[index])
         start = generator.randrange(len(tokens[index]) - length)
-        windows.append(tokens[index][start : start + length])
+        windows.append(begin + tokens[index][start : start + length])
     if available < samples * length:
         for index in usable:
             if index not in tokens:
-                found = len(tokenizer(documents[index], verbose=False)["input_ids"])
+                found = len(
+                    tokenizer(documents[index], verbose=False, add_special_tokens=special)[
+                        "input_ids"
+                    ]
+                )
                 available += found if found > length else 0
     if available < samples * length:
         raise LorapError(

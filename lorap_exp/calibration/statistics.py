@@ -1,7 +1,7 @@
-"""Statistics of a linear layer's input, accumulated batch by batch: `update(x)`, then `value()`.
+"""Statistics of a linear layer's input, accumulated batch by batch: `update(x)`, then `value(N)`.
 
-Shapes: B sequences, T tokens, I input features. Sums are float32 (float64 for second moments) and
-are divided by the number of *sequences*, as LoRAP's public code does.
+Shapes: T tokens of all sequences of a batch, I input features. Sums are float32 (float64 for
+second moments). N is the number of calibration *sequences*: LoRAP's public code divides by it.
 """
 
 from dataclasses import dataclass
@@ -15,20 +15,14 @@ class SquaredNorm:
 
     def __init__(self) -> None:
         self.total: Tensor | None = None
-        self.sequences = 0
 
-    def update(self, x_BTI: Tensor) -> None:
-        squares = (
-            x_BTI.float().square_().sum((0, 1))
-            if x_BTI.dtype != torch.float32
-            else (torch.einsum("bti,bti->i", x_BTI, x_BTI))
-        )
+    def update(self, x_TI: Tensor) -> None:
+        squares = x_TI.float().square().sum(0)
         self.total = squares if self.total is None else self.total + squares
-        self.sequences += x_BTI.shape[0]
 
-    def value(self) -> Tensor:
+    def value(self, sequences: int) -> Tensor:
         assert self.total is not None, "no activation was seen"
-        return self.total / self.sequences
+        return self.total / sequences
 
 
 @dataclass(frozen=True)
@@ -51,13 +45,13 @@ class SecondMoment:
         self.sum: Tensor | None = None
         self.tokens = 0
 
-    def update(self, x_BTI: Tensor) -> None:
-        x = x_BTI.flatten(0, -2).float()
+    def update(self, x_TI: Tensor) -> None:
+        x = x_TI.float()
         second, total = (x.mT @ x).double(), x.sum(0).double()
         self.second = second if self.second is None else self.second + second
         self.sum = total if self.sum is None else self.sum + total
         self.tokens += x.shape[0]
 
-    def value(self) -> Moments:
+    def value(self, sequences: int) -> Moments:
         assert self.second is not None and self.sum is not None, "no activation was seen"
         return Moments(self.second / self.tokens, self.sum / self.tokens)

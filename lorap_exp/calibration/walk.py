@@ -20,10 +20,10 @@ from lorap_exp.models.families import Block, blocks_of
 
 
 class Statistic(Protocol):
-    """Accumulates batches of a linear layer's input (B, T, I)."""
+    """Accumulates batches of a linear layer's input (tokens, I); `value` after N sequences."""
 
-    def update(self, x_BTI: Tensor) -> None: ...
-    def value(self) -> Any: ...
+    def update(self, x_TI: Tensor) -> None: ...
+    def value(self, sequences: int) -> Any: ...
 
 
 Wanted = Mapping[str, Mapping[str, Callable[[], Statistic]]]
@@ -76,7 +76,7 @@ def walk(
         last = block.index == len(blocks) - 1
         with observe(block, wanted, accumulators):
             dense = [_run(block, h, call) for h, call in zip(hidden, arguments, strict=True)]
-        yield block, Statistics(_values(block, wanted, accumulators))
+        yield block, Statistics(_values(block, accumulators, len(ids)))
         if last:
             return
         if propagation == "original":
@@ -134,7 +134,7 @@ def observe(
 
             def update(_: Any, inputs: tuple[Tensor, ...], shared: Any = shared) -> None:
                 for statistic in shared.values():
-                    statistic.update(inputs[0])
+                    statistic.update(inputs[0].flatten(0, -2))
 
             hooks.append(block.linear(names[0]).register_forward_pre_hook(update))
         yield
@@ -144,13 +144,13 @@ def observe(
 
 
 def _values(
-    block: Block, wanted: Wanted, accumulators: Mapping[tuple[str, str], Statistic]
+    block: Block, accumulators: Mapping[tuple[str, str], Statistic], sequences: int
 ) -> dict[tuple[str, str], Any]:
     values: dict[tuple[str, str], Any] = {}
     computed: dict[int, Any] = {}
     for (name, key), statistic in accumulators.items():
         if id(statistic) not in computed:
-            computed[id(statistic)] = statistic.value()
+            computed[id(statistic)] = statistic.value(sequences)
         value = computed[id(statistic)]
         tensors = [value] if isinstance(value, Tensor) else list(vars(value).values())
         if not all(torch.isfinite(tensor).all() for tensor in tensors):

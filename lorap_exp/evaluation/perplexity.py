@@ -42,21 +42,29 @@ def chunk(ids: Tensor, length: int) -> Tensor:
 
 
 def tokenize(
-    text: Text, tokenizer: PreTrainedTokenizerBase, length: int, max_tokens: int | None
+    text: Text,
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    max_tokens: int | None,
+    bos: int | None = None,
 ) -> Tensor:
     """The chunks of a text, of its first `max_tokens` tokens if given.
+
+    With `bos`, each chunk is that token and length - 1 tokens of the text (Gemma is meaningless
+    otherwise), so every one of them is scored.
 
     Raises:
         LorapError: the text is shorter than one chunk.
     """
-    ids = torch.tensor(tokenizer(text.content, verbose=False)["input_ids"], dtype=torch.long)
-    chunks = chunk(ids[:max_tokens], length)
+    encoded = tokenizer(text.content, verbose=False, add_special_tokens=bos is None)
+    ids = torch.tensor(encoded["input_ids"], dtype=torch.long)
+    chunks = chunk(ids[:max_tokens], length if bos is None else length - 1)
     if not len(chunks):
         raise LorapError(
             f"evaluation.perplexity.max_tokens must leave at least one chunk of {length} tokens "
             f"of {text.label}, got {len(ids[:max_tokens])} tokens"
         )
-    return chunks
+    return chunks if bos is None else torch.nn.functional.pad(chunks, (1, 0), value=bos)
 
 
 @torch.inference_mode()

@@ -85,6 +85,7 @@ def prepare_suite(
     data: DataSource,
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
+    bos: int | None,
 ) -> Suite:
     """Read, verify and tokenise everything that will be scored; task files go to `folder`."""
     texts: tuple[tuple[Text, Tensor], ...] = ()
@@ -96,7 +97,7 @@ def prepare_suite(
         profile = PROFILES[perplexity.profile]
         read = [read_text(name, profile, data) for name in perplexity.texts]
         limit = perplexity.max_tokens
-        texts = tuple((text, tokenize(text, tokenizer, profile.length, limit)) for text in read)
+        texts = tuple((t, tokenize(t, tokenizer, profile.length, limit, bos)) for t in read)
     return Suite(
         profile=profile,
         texts=texts,

@@ -40,7 +40,7 @@ class ChannelPruning:
         return Widths(self.keep_least)
 
     def prices(self, shape: BlockShape) -> list[Price]:
-        dense = sum(shape.matrices[name].parameters for name in self.targets)
+        dense = sum(m.parameters for name, m in shape.matrices.items() if name in self.targets)
         channels = shape.matrices["down"].in_features
         return [Price(shape.index, "mlp", "width", dense, dense // channels, channels)]
 
@@ -51,15 +51,17 @@ class ChannelPruning:
         if plan.width is None:
             return
 
+        rows = [name for name in ROWS if name in block.family.matrices]
+
         def weighted(name: str) -> tuple[Tensor, Tensor]:
             norms = statistics[name, "squared_norm"].sqrt()
             return block.weight(name), norms.where(norms > 0, 1e-4)
 
         scores = weighted_channel_norms(
-            [weighted(name) for name in ROWS], [weighted(name) for name in COLUMNS]
+            [weighted(name) for name in rows], [weighted(name) for name in COLUMNS]
         )
         kept = keep_channels(scores, plan.width, self.rule.kept_least(scores.numel()))
-        for name in ROWS:
+        for name in rows:
             block.replace(name, select(block.linear(name), kept, dim=0))
         for name in COLUMNS:
             block.replace(name, select(block.linear(name), kept, dim=1))

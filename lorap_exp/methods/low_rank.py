@@ -1,6 +1,6 @@
 """Low-rank factorisation of projections: LoRAP's attention stage (arXiv 2404.09695, 3.1)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Annotated, Literal
 
 import torch
@@ -47,10 +47,11 @@ class LowRank:
 
     def prices(self, shape: BlockShape) -> list[Price]:
         found = []
-        for name in self.targets:
-            matrix = shape.matrices[name]
+        for matrix in (shape.matrices[name] for name in self._present(shape.matrices)):
             outs, ins = matrix.out_features, matrix.in_features
-            found.append(Price(shape.index, name, "rank", outs * ins, outs + ins, min(outs, ins)))
+            found.append(
+                Price(shape.index, matrix.name, "rank", outs * ins, outs + ins, min(outs, ins))
+            )
         return found
 
     def statistics(self) -> Mapping[str, Mapping[str, Callable[[], Statistic]]]:
@@ -61,10 +62,14 @@ class LowRank:
         return {name: {"second_moment": SecondMoment} for name in self.targets}
 
     def compress(self, block: Block, plan: BlockPlan, statistics: Statistics) -> None:
-        for name in self.targets:
+        for name in self._present(block.family.matrices):
             if name in plan.ranks:
                 metric = self._metric(name, statistics)
                 block.replace(name, factorise(block.linear(name), metric, plan.ranks[name]))
+
+    def _present(self, matrices: Container[str]) -> list[str]:
+        """Targets that the family has: a two-matrix MLP has no gate."""
+        return [name for name in self.targets if name in matrices]
 
     def _metric(self, name: str, statistics: Statistics) -> Tensor | None:
         if self.metric == "svd":

@@ -4,7 +4,7 @@ Methods speak of q, k, v, o, gate, up, down; module paths stay here. A new famil
 entry, one pair of classes in `modeling_compressed.py`, and a line in the tests' list.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from lorap_exp.errors import LorapError
 from lorap_exp.models.modeling_compressed import LowRankLinear
 from lorap_exp.planning.plan import BlockShape, MatrixShape, Plan
 
-LLAMA_MATRICES = {
+LLAMA = {
     "q": "self_attn.q_proj",
     "k": "self_attn.k_proj",
     "v": "self_attn.v_proj",
@@ -25,25 +25,65 @@ LLAMA_MATRICES = {
 }
 
 
+OPT = {
+    "q": "self_attn.q_proj",
+    "k": "self_attn.k_proj",
+    "v": "self_attn.v_proj",
+    "o": "self_attn.out_proj",
+    "up": "fc1",
+    "down": "fc2",
+}
+PHI3 = LLAMA | {
+    "q": "self_attn.qkv_proj.q",
+    "k": "self_attn.qkv_proj.k",
+    "v": "self_attn.qkv_proj.v",
+    "gate": "mlp.gate_up_proj.gate",
+    "up": "mlp.gate_up_proj.up",
+}
+SHARED_INPUTS = (("q", "k", "v"), ("o",), ("gate", "up"), ("down",))
+
+
 @dataclass(frozen=True)
 class Family:
     """Paths of one architecture: its list of blocks, and each matrix inside a block.
 
-    `shared_inputs` groups the matrices that read the same activations, so that a statistic of
-    their input is taken once.
+    Attributes:
+        model_type: as transformers names it.
+        layers: path of the list of blocks.
+        matrices: vocabulary name -> path inside a block; a two-matrix MLP has no gate.
+        bos_every_chunk: scores are meaningless unless every sequence starts with BOS.
+        heads_from_shapes: attention reads its number of heads off its projections, so whole
+            heads can be removed.
     """
 
     model_type: str
     layers: str = "model.layers"
-    matrices: Mapping[str, str] = field(default_factory=lambda: dict(LLAMA_MATRICES))
-    shared_inputs: Sequence[Sequence[str]] = (("q", "k", "v"), ("o",), ("gate", "up"), ("down",))
+    matrices: Mapping[str, str] = field(default_factory=lambda: dict(LLAMA))
+    bos_every_chunk: bool = False
+    heads_from_shapes: bool = True
+
+    @property
+    def shared_inputs(self) -> list[list[str]]:
+        """Groups of matrices that read the same activations."""
+        return [[name for name in group if name in self.matrices] for group in SHARED_INPUTS]
 
     def path(self, index: int, name: str) -> str:
         """Module path of a matrix in the whole model."""
         return f"{self.layers}.{index}.{self.matrices[name]}"
 
 
-FAMILIES = {name: Family(name) for name in ("llama", "qwen2")}
+FAMILIES = {
+    family.model_type: family
+    for family in (
+        Family("llama"),
+        Family("mistral"),
+        Family("qwen2"),
+        Family("qwen3"),
+        Family("gemma3_text", bos_every_chunk=True),
+        Family("opt", "model.decoder.layers", OPT, heads_from_shapes=False),
+        Family("phi3", matrices=PHI3, heads_from_shapes=False),
+    )
+}
 
 
 @dataclass(frozen=True)

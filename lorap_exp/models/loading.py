@@ -19,6 +19,7 @@ from transformers import (
 from lorap_exp.config import ModelConfig
 from lorap_exp.errors import LorapError
 from lorap_exp.models.families import family_of
+from lorap_exp.models.modeling_compressed import split_fused
 from lorap_exp.models.tiny import byte_tokenizer, random_config
 
 
@@ -77,7 +78,7 @@ def load_config(model: ModelConfig) -> PreTrainedConfig:
 def meta_model(config: PreTrainedConfig) -> PreTrainedModel:
     """The architecture without weights: shapes only."""
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+        return split_fused(AutoModelForCausalLM.from_config(config))
 
 
 def describe_source(model: ModelConfig) -> str:
@@ -111,7 +112,7 @@ def load_model(
         if "gguf_file" in arguments:
             arguments["quantization_config"] = GgufConfig(dequantize=True)
         dense = _guarded(model, source, lambda: AutoModelForCausalLM.from_pretrained(**arguments))
-    return dense.eval().requires_grad_(False).to(device)
+    return split_fused(dense.eval().requires_grad_(False)).to(device)
 
 
 def _guarded(model: ModelConfig, source: Source, load: Any) -> Any:

@@ -5,12 +5,28 @@ This file is complete in itself (torch and transformers only). It is saved besid
 
 `config.compressed_modules` maps a module path to its new shape: {"rank": r} for a factorised
 linear layer (low-rank form of arXiv 2404.09695), {"out_features": n} and {"in_features": n} for a
-pruned one. Layers that are not listed keep the shape of the stock architecture.
+pruned one. Layers that are not listed keep the shape of the stock architecture. Architectures
+with fused projections (Phi-3) have them split first, so that each part has a shape of its own.
 """
 
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 
 class LowRankLinear(nn.Module):
@@ -38,6 +54,21 @@ class LowRankLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}"
 
 
+class SplitLinear(nn.Module):
+    """A fused projection as separate ones: the outputs of its parts, side by side."""
+
+    def __init__(self, fused, sizes):
+        super().__init__()
+        rows = fused.weight.split(list(sizes.values()))
+        for (name, size), weight in zip(sizes.items(), rows):
+            part = reshape_linear(fused, out_features=size)
+            part.weight = nn.Parameter(weight.clone(), requires_grad=fused.weight.requires_grad)
+            self.add_module(name, part)
+
+    def forward(self, x):
+        return torch.cat([part(x) for part in self.children()], dim=-1)
+
+
 def reshape_linear(linear, rank=None, out_features=None, in_features=None):
     """An uninitialised layer of the new shape with the bias, dtype and device of `linear`."""
     factory = {"dtype": linear.weight.dtype, "device": linear.weight.device}
@@ -49,45 +80,105 @@ def reshape_linear(linear, rank=None, out_features=None, in_features=None):
     return nn.Linear(in_features, out_features, bias=bias, **factory)
 
 
+def split_fused(model):
+    """Split the fused projections of an architecture that has them; others stay as they are."""
+    config = model.config
+    if not isinstance(config, Phi3Config):
+        return model
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    kv_heads = (config.num_key_value_heads or config.num_attention_heads) * head
+    heads = config.num_attention_heads * head
+    for layer in model.model.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        sizes = {"q": heads, "k": kv_heads, "v": kv_heads}
+        attention.qkv_proj = SplitLinear(attention.qkv_proj, sizes)
+        sizes = {"gate": config.intermediate_size, "up": config.intermediate_size}
+        mlp.gate_up_proj = SplitLinear(mlp.gate_up_proj, sizes)
+    return model
+
+
 class CompressedModel:
     """Mixin in front of a stock `...ForCausalLM`: builds it, then applies the listed shapes."""
 
     def __init__(self, config):
         super().__init__(config)  # type: ignore[call-arg]
         with torch.no_grad():
+            split_fused(self)
             for path, shape in (config.compressed_modules or {}).items():
                 self.set_submodule(path, reshape_linear(self.get_submodule(path), **shape))
 
 
 class CompressedLlamaConfig(LlamaConfig):
-    """Llama with changed shapes."""
-
     model_type = "compressed_llama"
     compressed_modules: dict | None = None
 
 
 class CompressedLlamaForCausalLM(CompressedModel, LlamaForCausalLM):
-    """Llama and Llama-like models with changed shapes."""
-
     config_class = CompressedLlamaConfig
 
 
-class CompressedQwen2Config(Qwen2Config):
-    """Qwen2 with changed shapes."""
+class CompressedMistralConfig(MistralConfig):
+    model_type = "compressed_mistral"
+    compressed_modules: dict | None = None
 
+
+class CompressedMistralForCausalLM(CompressedModel, MistralForCausalLM):
+    config_class = CompressedMistralConfig
+
+
+class CompressedQwen2Config(Qwen2Config):
     model_type = "compressed_qwen2"
     compressed_modules: dict | None = None
 
 
 class CompressedQwen2ForCausalLM(CompressedModel, Qwen2ForCausalLM):
-    """Qwen2 and Qwen2.5 with changed shapes."""
-
     config_class = CompressedQwen2Config
+
+
+class CompressedQwen3Config(Qwen3Config):
+    model_type = "compressed_qwen3"
+    compressed_modules: dict | None = None
+
+
+class CompressedQwen3ForCausalLM(CompressedModel, Qwen3ForCausalLM):
+    config_class = CompressedQwen3Config
+
+
+class CompressedGemma3TextConfig(Gemma3TextConfig):
+    model_type = "compressed_gemma3_text"
+    compressed_modules: dict | None = None
+
+
+class CompressedGemma3TextForCausalLM(CompressedModel, Gemma3ForCausalLM):
+    config_class = CompressedGemma3TextConfig
+
+
+class CompressedOPTConfig(OPTConfig):
+    model_type = "compressed_opt"
+    compressed_modules: dict | None = None
+
+
+class CompressedOPTForCausalLM(CompressedModel, OPTForCausalLM):
+    config_class = CompressedOPTConfig
+
+
+class CompressedPhi3Config(Phi3Config):
+    model_type = "compressed_phi3"
+    compressed_modules: dict | None = None
+
+
+class CompressedPhi3ForCausalLM(CompressedModel, Phi3ForCausalLM):
+    config_class = CompressedPhi3Config
 
 
 COMPRESSED = {
     "llama": (CompressedLlamaConfig, CompressedLlamaForCausalLM),
+    "mistral": (CompressedMistralConfig, CompressedMistralForCausalLM),
     "qwen2": (CompressedQwen2Config, CompressedQwen2ForCausalLM),
+    "qwen3": (CompressedQwen3Config, CompressedQwen3ForCausalLM),
+    "gemma3_text": (CompressedGemma3TextConfig, CompressedGemma3TextForCausalLM),
+    "opt": (CompressedOPTConfig, CompressedOPTForCausalLM),
+    "phi3": (CompressedPhi3Config, CompressedPhi3ForCausalLM),
 }
 for _config, _model in COMPRESSED.values():
     _config.register_for_auto_class()

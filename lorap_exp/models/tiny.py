@@ -10,20 +10,31 @@ from lorap_exp.config import RandomModelConfig
 def random_config(random: RandomModelConfig) -> PreTrainedConfig:
     """A configuration of the family at the sizes asked for, with the bytes as vocabulary."""
     tokenizer = byte_tokenizer()
-    return AutoConfig.for_model(
-        random.family,
-        vocab_size=len(tokenizer),
-        hidden_size=random.hidden_size,
-        intermediate_size=random.intermediate_size,
-        num_hidden_layers=random.blocks,
-        num_attention_heads=random.heads,
-        num_key_value_heads=random.kv_heads,
-        max_position_embeddings=4096,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        tie_word_embeddings=False,
-    )
+    settings = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": random.hidden_size,
+        "num_hidden_layers": random.blocks,
+        "num_attention_heads": random.heads,
+        "max_position_embeddings": 4096,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "tie_word_embeddings": False,
+    }
+    if random.family == "opt":
+        own = {"ffn_dim": random.intermediate_size, "word_embed_proj_dim": random.hidden_size}
+        return AutoConfig.for_model("opt", **settings, **own)
+    settings["intermediate_size"] = random.intermediate_size
+    settings["num_key_value_heads"] = random.kv_heads
+    if random.family != "phi3":
+        settings["head_dim"] = random.hidden_size // random.heads
+    if random.family == "gemma3_text":
+        kinds = ["sliding_attention", "full_attention"]
+        settings |= {
+            "sliding_window": 16,
+            "layer_types": [kinds[i % 2] for i in range(random.blocks)],
+        }
+    return AutoConfig.for_model(random.family, **settings)
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
