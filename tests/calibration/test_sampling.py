@@ -22,9 +22,16 @@ def test_windows_are_substrings_of_long_documents() -> None:
 
 def test_the_seed_decides() -> None:
     tokenizer = byte_tokenizer()
-    draws = [sample_windows([LONG], tokenizer, 4, 40, seed) for seed in (0, 0, 1)]
+    draws = [sample_windows([LONG], tokenizer, samples=4, length=40, seed=seed) for seed in (0, 0, 1)]
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
+
+
+def test_bos_begins_every_window() -> None:
+    ids = sample_windows([LONG], byte_tokenizer(), samples=4, length=40, seed=0, bos=0)
+    assert ids.shape == (4, 40)
+    assert ids[:, 0].tolist() == [0] * 4
+    assert (ids[:, 1:] > 0).all()
 
 
 @pytest.mark.parametrize("documents", [[LONG], [LONG, "a" * 39, "b" * 30], ["tiny"]])

@@ -56,6 +56,14 @@ def test_a_non_finite_loss_names_its_chunks(tiny: Callable[..., PreTrainedModel]
         mean_nll(model, chunks, 2)
 
 
+def test_bos_begins_every_chunk_and_is_never_scored() -> None:
+    chunks = tokenize(TEXT, byte_tokenizer(), 128, None, bos=0)
+    assert chunks.shape == (800 // 127, 128)
+    assert chunks[:, 0].tolist() == [0] * 6
+    plain = tokenize(TEXT, byte_tokenizer(), 127, None)
+    assert torch.equal(chunks[:, 1:], plain)
+
+
 def test_a_text_shorter_than_a_chunk_is_named() -> None:
     with pytest.raises(
         LorapError, match="at least one chunk of 2048 tokens of WikiText-2, got 800"
