@@ -19,8 +19,8 @@ from lorap_exp.catalogue import conf_folder
 from lorap_exp.config import ModelConfig, validate
 from lorap_exp.data.embedded import part
 from lorap_exp.evaluation.perplexity import chunk, mean_nll
-from lorap_exp.methods.stage import Stage, build_stages, compress, plan_stack, shapes_of
-from lorap_exp.models.families import blocks_of
+from lorap_exp.methods.stage import Stage, build_stages, compress, plan_stack
+from lorap_exp.models.families import blocks_of, shapes_of
 from lorap_exp.models.loading import load_config, load_model, load_tokenizer
 from lorap_exp.ops.low_rank import project_outputs
 from lorap_exp.planning.plan import Plan
@@ -65,8 +65,11 @@ def compression_cost(
     bare_loop(model, chunks[:BATCH])
     forward = seconds(lambda: bare_loop(model, chunks))
     alone = seconds(lambda: factorisations(model, plan))
-    options = {"ids": chunks, "batch_size": BATCH, "propagation": "compressed"}
-    whole = seconds(lambda: compress(model, stages, plan, **options))
+    whole = seconds(
+        lambda: compress(
+            model, stages, plan, ids=chunks, batch_size=BATCH, propagation="compressed"
+        )
+    )
     return (whole - alone) / forward
 
 

@@ -12,7 +12,8 @@ lorap_exp: compress a language model, score it, and end in the table of the pape
 
 Settings (key=value; `--cfg job` prints all of them with their values):
   name       folder of the sweep under outputs/; the same command goes on where it stopped
-  ratio      share of the attention and MLP weights to remove, in [0, 1)
+  ratio      share of the weights to remove, in [0, 1)
+  ratio_of   decoder (attention and MLP, as the paper counts) or model (all parameters)
   device     auto, cpu, cuda or cuda:N          dtype   float32, bfloat16 or float16
   model.path any hub id or local folder         seed    of calibration windows and random models
 """

@@ -71,9 +71,13 @@ class ModelConfig(Section):
 
 
 class MethodConfig(Section):
-    """An ordered stack of stages; each is a `_target_` and its fields, or null to leave it out."""
+    """An ordered stack of stages; each is a `_target_` and its fields, or null to leave it out.
+
+    `protect` is the number of first and of last blocks that stay dense.
+    """
 
     name: str
+    protect: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
     stages: dict[str, dict[str, Any] | None]
 
 
@@ -144,6 +148,7 @@ class Config(Section):
 
     name: str
     ratio: Annotated[float, AfterValidator(_ratio)]
+    ratio_of: Literal["decoder", "model"]
     seed: int
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
     dtype: Literal["float32", "bfloat16", "float16"]

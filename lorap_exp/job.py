@@ -106,7 +106,7 @@ def _reason(error: BaseException) -> str:
 
 def _refuse_other(job: Job, cfg: Config) -> None:
     before = job.read("config.json")
-    if before is None or job.read("plan.json") is None:
+    if before is None or job.read("compression.json") is None:
         return
     differences = list(_differences(identity(before), identity(cfg.dump())))
     if differences:

@@ -18,9 +18,9 @@ from lorap_exp.config import Config
 from lorap_exp.data.source import DataSource, open_source
 from lorap_exp.evaluation.suite import Suite, evaluate, prepare_suite
 from lorap_exp.job import Job, open_job
-from lorap_exp.methods.stage import Stage, build_stages, compress, plan_stack, shapes_of
+from lorap_exp.methods.stage import Stage, build_stages, compress, plan_stack
 from lorap_exp.models.checkpoint import as_compressed, check_reload, count_parameters, load, save
-from lorap_exp.models.families import family_of
+from lorap_exp.models.families import family_of, shapes_of
 from lorap_exp.models.loading import (
     describe_source,
     load_config,
@@ -69,8 +69,12 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Compression:
-    """What is known of a saved compressed model: parameters by part, seconds and peak bytes."""
+    """What is known of a saved compressed model: parameters by part, seconds and peak bytes.
 
+    `plan` is the plan as carried out.
+    """
+
+    plan: Plan
     parameters: dict[str, dict[str, int]]
     seconds: dict[str, float]
     peak_memory: dict[str, int]
@@ -82,12 +86,18 @@ def prepare(cfg: Config, job: Job) -> Inputs:
     stages = build_stages(cfg.method)
     data = open_source(cfg.data)
     model_config = load_config(cfg.model)
-    plan = plan_stack(stages, shapes_of(meta_model(model_config)), cfg.ratio)
+    empty = meta_model(model_config)
+    plan = plan_stack(
+        stages,
+        shapes_of(empty),
+        cfg.ratio,
+        protect=cfg.method.protect,
+        whole=count_parameters(empty)["total"] if cfg.ratio_of == "model" else None,
+    )
     tokenizer = load_tokenizer(cfg.model)
     bos = tokenizer.bos_token_id if family_of(model_config.model_type).bos_every_chunk else None
     suite = prepare_suite(cfg.evaluation, data, tokenizer, job.folder / "tasks", bos)
     ids = None if plan.is_dense else calibration_ids(cfg, data, tokenizer, bos)
-    job.write("plan.json", asdict(plan))
     return Inputs(device, model_config, tokenizer, data, stages, plan, ids, suite)
 
 
@@ -113,13 +123,15 @@ def compress_or_reuse(
     dtype = getattr(torch, cfg.dtype)
     if (raw := job.read("compression.json")) is not None:
         say("  compressed before, reloaded")
-        return load(job.model_folder, inputs.device, dtype), Compression(**raw)
+        done = Compression(**raw | {"plan": Plan.from_dict(raw["plan"])})
+        return load(job.model_folder, inputs.device, dtype), done
     with meter.stage("load"):
         dense = load_model(cfg.model, inputs.model_config, inputs.device, dtype, cfg.seed)
     parameters = {"dense": count_parameters(dense)}
+    plan = inputs.plan
     with meter.stage("compress"):
         if inputs.calibration is not None:
-            compress(
+            plan = compress(
                 dense,
                 inputs.stages,
                 inputs.plan,
@@ -128,12 +140,13 @@ def compress_or_reuse(
                 propagation=cfg.calibration.propagation,
                 progress=bar("compress", "block"),
             )
-        model = as_compressed(dense, inputs.plan)
+        model = as_compressed(dense, plan)
     parameters["compressed"] = count_parameters(model)
     with meter.stage("save"):
         save(model, inputs.tokenizer, job.model_folder)
         check_reload(model, job.model_folder, check_batch(inputs))
-    compression = Compression(parameters, dict(meter.seconds), dict(meter.peak_memory))
+    compression = Compression(plan, parameters, dict(meter.seconds), dict(meter.peak_memory))
+    job.write("plan.json", asdict(plan))
     job.write("compression.json", asdict(compression))
     return model, compression
 
@@ -163,7 +176,7 @@ def summarise(
         source=describe_source(cfg.model),
         comparable=inputs.data.comparable,
         calibration=calibration,
-        plan=inputs.plan,
+        plan=compression.plan,
         parameters=compression.parameters,
         scores=scores,
         seconds=compression.seconds | meter.seconds,

@@ -18,7 +18,8 @@ from lorap_exp import pipeline
 from lorap_exp.config import Config
 from lorap_exp.errors import LorapError
 from lorap_exp.evaluation import suite, zero_shot
-from lorap_exp.models.families import family_of, module_shapes
+from lorap_exp.models.families import family_of, module_shapes, shapes_of
+from lorap_exp.models.loading import load_config, meta_model
 from lorap_exp.planning.plan import Plan
 from lorap_exp.reporting.result import Result
 
@@ -43,7 +44,8 @@ def test_a_job_leaves_everything(tmp_path: Path, config: Make) -> None:
     total = sum(parameter.numel() for parameter in model.parameters())
     assert raw["parameters"]["compressed"]["total"] == total
     plan = Plan.from_json((tmp_path / "plan.json").read_text())
-    assert model.config.compressed_modules == module_shapes(plan, family_of("llama"))
+    shapes = shapes_of(meta_model(load_config(cfg.model)))
+    assert model.config.compressed_modules == module_shapes(plan, shapes, family_of("llama"))
 
 
 @pytest.mark.parametrize("method", ["lorap", "svd", "svd_all", "dense"])

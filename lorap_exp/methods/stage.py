@@ -1,6 +1,7 @@
 """The contract of a stage, and the stack: plan first, then compress block by block."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from hydra.utils import get_class
@@ -11,8 +12,9 @@ from transformers import PreTrainedModel
 from lorap_exp.calibration.walk import Statistic, Statistics, walk
 from lorap_exp.config import MethodConfig, explain
 from lorap_exp.errors import LorapError
-from lorap_exp.models.families import Block, blocks_of
-from lorap_exp.planning.plan import BlockPlan, BlockShape, Plan, Price, Rule, assemble
+from lorap_exp.models.families import Block
+from lorap_exp.planning.plan import BlockPlan, BlockShape, Plan, Price, assemble
+from lorap_exp.planning.rules import Rule
 
 
 class Stage(Protocol):
@@ -38,6 +40,10 @@ class Stage(Protocol):
 
     def statistics(self) -> Mapping[str, Mapping[str, Callable[[], Statistic]]]:
         """Statistics of the dense block's inputs: matrix -> name -> constructor."""
+        ...
+
+    def refine(self, block: Block, plan: BlockPlan, statistics: Statistics) -> BlockPlan:
+        """Sizes of the dense block in view of its statistics, at most as many parameters."""
         ...
 
     def compress(self, block: Block, plan: BlockPlan, statistics: Statistics) -> None:
@@ -72,19 +78,50 @@ def build_stages(method: MethodConfig) -> list[Stage]:
     return stages
 
 
-def plan_stack(stages: Sequence[Stage], shapes: Sequence[BlockShape], ratio: float) -> Plan:
-    """Sizes for every block: each stage takes `ratio` off the matrices it targets.
+def plan_stack(
+    stages: Sequence[Stage],
+    shapes: Sequence[BlockShape],
+    ratio: float,
+    *,
+    protect: tuple[int, int] = (0, 0),
+    whole: int | None = None,
+) -> Plan:
+    """Sizes for every block: each stage takes its part off the matrices it targets.
+
+    Args:
+        stages: the stack; no two stages share a matrix.
+        shapes: of the dense blocks.
+        ratio: share of the weights to remove.
+        protect: number of first and last blocks that stay dense; the others pay for them.
+        whole: count the ratio over this many parameters (the whole model) and take all of it
+            off the targeted matrices; None counts over the targeted matrices, as LoRAP does.
 
     Raises:
         LorapError: a ratio that no stage can reach.
     """
-    if ratio > 0 and not stages:
+    if ratio == 0:
+        return assemble(ratio, shapes, [])
+    if not stages:
         raise LorapError(f"ratio must be 0 for a method without stages, got {ratio}")
+    open_ = shapes[protect[0] : len(shapes) - protect[1]]
+    targets = {name for stage in stages for name in stage.targets}
+
+    def targeted(blocks: Sequence[BlockShape]) -> int:
+        matrices = [m for shape in blocks for n, m in shape.matrices.items() if n in targets]
+        return sum(matrix.parameters for matrix in matrices)
+
+    counted = targeted(shapes) if whole is None else whole
+    effective = ratio if counted == targeted(open_) else ratio * counted / max(targeted(open_), 1)
+    if not effective < 1:
+        raise LorapError(
+            f"ratio must leave something of the {targeted(open_)} weights that may change, "
+            f"got {ratio} of {counted}"
+        )
     sizes: list[tuple[Price, int | None]] = []
     for stage in stages:
-        prices = [price for shape in shapes for price in stage.prices(shape)]
+        prices = [price for shape in open_ for price in stage.prices(shape)]
         try:
-            allocated = stage.rule.allocate(prices, ratio) if ratio > 0 else [None] * len(prices)
+            allocated = stage.rule.allocate(prices, effective)
         except ValueError as error:
             raise LorapError(f"ratio {ratio} cannot be planned: {error}") from error
         sizes += list(zip(prices, allocated, strict=True))
@@ -100,18 +137,25 @@ def compress(
     batch_size: int,
     propagation: str,
     progress: Callable[[Sequence[Any]], Any] = iter,
-) -> None:
-    """Calibrate and compress every block of a dense model in place, in one walk."""
+) -> Plan:
+    """Calibrate and compress every block of a dense model in place, in one walk.
+
+    Returns:
+        The plan as carried out: stages may refine a block's sizes, within its budget, from what
+        calibration shows.
+    """
     wanted: dict[str, dict[str, Callable[[], Statistic]]] = {}
     for stage in stages:
         for name, makers in stage.statistics().items():
-            wanted.setdefault(name, {}).update(makers)
+            if makers:
+                wanted.setdefault(name, {}).update(makers)
+    done = []
     blocks = walk(model, ids, wanted, batch_size, propagation)
     for block_plan, (block, statistics) in zip(progress(plan.blocks), blocks, strict=True):
+        refined = block_plan
         for stage in stages:
-            stage.compress(block, block_plan, statistics)
-
-
-def shapes_of(model: PreTrainedModel) -> list[BlockShape]:
-    """The compressible shapes of a dense model."""
-    return [block.shape() for block in blocks_of(model)]
+            refined = stage.refine(block, refined, statistics)
+        for stage in stages:
+            stage.compress(block, refined, statistics)
+        done.append(refined)
+    return replace(plan, blocks=tuple(done))

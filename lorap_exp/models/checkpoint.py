@@ -19,7 +19,8 @@ from transformers import (
 )
 
 from lorap_exp.errors import LorapError
-from lorap_exp.models.families import Family, family_of, module_shapes
+from lorap_exp.models.families import Family, family_of, module_shapes, shapes_of
+from lorap_exp.models.loading import meta_model
 from lorap_exp.models.modeling_compressed import COMPRESSED
 from lorap_exp.planning.plan import Plan
 
@@ -34,11 +35,12 @@ def register() -> None:
 def compressed_config(config: PreTrainedConfig, plan: Plan) -> PreTrainedConfig:
     """The configuration of the compressed model: the dense one and the shapes of the plan."""
     family = family_of(config.model_type)
+    shapes = shapes_of(meta_model(config))
     settings = config.to_dict()
     for key in ("model_type", "architectures", "transformers_version"):
         settings.pop(key, None)
     return COMPRESSED[config.model_type][0](
-        **settings, compressed_modules=module_shapes(plan, family)
+        **settings, compressed_modules=module_shapes(plan, shapes, family)
     )
 
 

@@ -4,7 +4,7 @@ Methods speak of q, k, v, o, gate, up, down; module paths stay here. A new famil
 entry, one pair of classes in `modeling_compressed.py`, and a line in the tests' list.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -93,6 +93,8 @@ class Block:
     index: int
     module: nn.Module
     family: Family
+    groups: int
+    """Key-value heads."""
 
     def linear(self, name: str) -> nn.Linear:
         return self.module.get_submodule(self.family.matrices[name])  # type: ignore[return-value]
@@ -125,21 +127,29 @@ def blocks_of(model: PreTrainedModel) -> list[Block]:
     """The decoder blocks of a dense model, in order."""
     family = family_of(model.config.model_type)
     layers = model.get_submodule(family.layers).children()
-    return [Block(index, layer, family) for index, layer in enumerate(layers)]
+    groups = getattr(model.config, "num_key_value_heads", None) or model.config.num_attention_heads
+    return [Block(index, layer, family, groups) for index, layer in enumerate(layers)]
 
 
-def module_shapes(plan: Plan, family: Family) -> dict[str, dict[str, int]]:
-    """`compressed_modules` of the configuration: the plan's sizes by module path."""
+def shapes_of(model: PreTrainedModel) -> list[BlockShape]:
+    """The compressible shapes of a dense model."""
+    return [block.shape() for block in blocks_of(model)]
+
+
+def module_shapes(
+    plan: Plan, dense: Sequence[BlockShape], family: Family
+) -> dict[str, dict[str, int]]:
+    """`compressed_modules` of the configuration: what the plan changes, by module path."""
     shapes: dict[str, dict[str, int]] = {}
-    for block in plan.blocks:
-        for name in family.matrices:
-            shape: dict[str, int] = {}
-            if block.width is not None and name in ("gate", "up"):
-                shape["out_features"] = block.width
-            if block.width is not None and name == "down":
-                shape["in_features"] = block.width
-            if name in block.ranks:
-                shape["rank"] = block.ranks[name]
+    for block, before in zip(plan.blocks, dense, strict=True):
+        for name, planned in block.shapes(before).items():
+            matrix, shape = before.matrices[name], {}
+            if planned.out_features != matrix.out_features:
+                shape["out_features"] = planned.out_features
+            if planned.in_features != matrix.in_features:
+                shape["in_features"] = planned.in_features
+            if planned.rank is not None:
+                shape["rank"] = planned.rank
             if shape:
                 shapes[family.path(block.index, name)] = shape
     return shapes

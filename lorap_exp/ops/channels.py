@@ -9,10 +9,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+Weighted = Sequence[tuple[Tensor, Tensor]]
+"""Pairs (weight, d of its input)."""
 
-def weighted_channel_norms(
-    rows: Sequence[tuple[Tensor, Tensor]], columns: Sequence[tuple[Tensor, Tensor]]
-) -> Tensor:
+
+def weighted_channel_norms(rows: Weighted, columns: Weighted) -> Tensor:
     """LoRAP's gradient-free channel score: sum over matrices of |(|W| * d)[c]|_2.
 
     Source: arXiv 2404.09695, section 3.3, and its public code.
@@ -27,6 +28,23 @@ def weighted_channel_norms(
     terms = [(W.float() * d.float()).norm(dim=1) for W, d in rows]
     terms += [(W.float() * d.float()).norm(dim=0) for W, d in columns]
     return torch.stack(terms).sum(0)
+
+
+def channel_norms(rows: Weighted, columns: Weighted) -> Tensor:
+    """Magnitude: the same score without activations, scores (C,)."""
+    return weighted_channel_norms(
+        [(W, torch.ones_like(d)) for W, d in rows], [(W, torch.ones_like(d)) for W, d in columns]
+    )
+
+
+def wanda_sp(columns: Weighted) -> Tensor:
+    """Mean over outputs of |W_HC| d_C: Wanda's metric summed by channel (arXiv 2312.11983)."""
+    return torch.stack([(W.float().abs() * d.float()).mean(0) for W, d in columns]).sum(0)
+
+
+def output_energy(columns: Weighted) -> Tensor:
+    """|W[:, c]|_2 d_c: root of the energy that channel c adds to the output, (C,)."""
+    return torch.stack([W.float().norm(dim=0) * d.float() for W, d in columns]).sum(0)
 
 
 def keep_channels(scores: Tensor, width: int, keep_least: int) -> Tensor:
@@ -44,3 +62,17 @@ def keep_channels(scores: Tensor, width: int, keep_least: int) -> Tensor:
     order = torch.sort(scores, stable=True).indices
     pruned = channels - width
     return torch.cat([order[:keep_least], order[keep_least + pruned :]]).sort().values
+
+
+def group_norms(rows: Weighted, columns: Weighted, groups: int) -> Tensor:
+    """Scores (groups,) of key-value groups: sum over matrices of |(|W| * d) of the group|_F.
+
+    Args:
+        rows: (W, d) of q, k, v, whose rows fall into `groups` consecutive equal parts.
+        columns: (W, d) of o, whose columns do.
+    """
+    terms = [(W.float() * d.float()).unflatten(0, (groups, -1)).norm(dim=(1, 2)) for W, d in rows]
+    terms += [
+        (W.float() * d.float()).mT.unflatten(0, (groups, -1)).norm(dim=(1, 2)) for W, d in columns
+    ]
+    return torch.stack(terms).sum(0)

@@ -73,3 +73,19 @@ def top_left_subspace(A_OI: Tensor, rank: int) -> Tensor:
 def weighted_error(W_OI: Tensor, approximation_OI: Tensor, metric: Tensor | None) -> Tensor:
     """The objective |(W' - W) M^(1/2)|_F as a float64 scalar."""
     return apply_root(approximation_OI.double() - W_OI.double(), metric).norm()
+
+
+def energies(W_OI: Tensor, metric: Tensor | None) -> Tensor:
+    """Squared singular values of W M^(1/2), descending, float64, (min(O, I),).
+
+    Their tail sum from r is the squared error of the best rank-r approximation.
+    """
+    A_OI = apply_root(W_OI, metric)
+    gram = A_OI @ A_OI.mT if A_OI.shape[0] <= A_OI.shape[1] else A_OI.mT @ A_OI
+    return torch.linalg.eigvalsh(gram).flip(0).clamp_min(0)
+
+
+def rank_for_energy(energies_R: Tensor, share: float) -> int:
+    """The smallest rank that keeps `share` of the energy."""
+    kept = energies_R.cumsum(0) / energies_R.sum()
+    return int((kept < share).sum().item()) + 1

@@ -7,7 +7,7 @@ of all stages make the frozen `Plan`. `plan.json` alone rebuilds the compressed 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Protocol
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -17,18 +17,26 @@ class MatrixShape:
     name: str
     out_features: int
     in_features: int
+    rank: int | None = None
 
     @property
     def parameters(self) -> int:
-        return self.out_features * self.in_features
+        """Weights stored: out * in, or rank * (out + in) when factorised."""
+        if self.rank is None:
+            return self.out_features * self.in_features
+        return self.rank * (self.out_features + self.in_features)
 
 
 @dataclass(frozen=True)
 class BlockShape:
-    """The compressible weights of decoder block `index`; norms and biases are not counted."""
+    """The compressible weights of decoder block `index`; norms and biases are not counted.
+
+    `groups` is the number of key-value heads: the units in which attention can be pruned.
+    """
 
     index: int
     matrices: Mapping[str, MatrixShape]
+    groups: int = 1
 
     @property
     def parameters(self) -> int:
@@ -39,8 +47,8 @@ class BlockShape:
 class Price:
     """What one size of one block costs: `dense` parameters, or `per_unit` for each unit kept.
 
-    `kind` is "rank" (a factorised matrix) or "width" (the channels of an MLP); `full` is the
-    largest size that makes sense: min(out, in) for a rank, all channels for a width.
+    `kind` is "rank" (of the matrix `name`) or "width" (`name` is mlp: channels, or heads:
+    key-value groups); `full` is the dense size: min(out, in), all channels, all groups.
     """
 
     block: int
@@ -56,38 +64,37 @@ class Price:
         return self.dense / self.per_unit
 
 
-class Rule(Protocol):
-    """Turns prices and a ratio into sizes; None keeps the dense form."""
-
-    def allocate(self, prices: Sequence[Price], ratio: float) -> list[int | None]: ...
-
-
 @dataclass(frozen=True)
 class BlockPlan:
-    """The sizes of block `index` (its number in the original model)."""
+    """The sizes of block `index` (its number in the original model); what is absent stays dense."""
 
     index: int
     ranks: Mapping[str, int] = field(default_factory=dict)
-    width: int | None = None
+    widths: Mapping[str, int] = field(default_factory=dict)
 
-    def parameters(self, shape: BlockShape) -> int:
-        """Weights left in the block: out * in, or rank * (out + in), at the planned width."""
-        total = 0
-        for name, matrix in shape.matrices.items():
-            out_features, in_features = matrix.out_features, matrix.in_features
-            if self.width is not None and name in ("gate", "up"):
-                out_features = self.width
-            if self.width is not None and name == "down":
-                in_features = self.width
-            rank = self.ranks.get(name)
-            dense = out_features * in_features
-            total += dense if rank is None else rank * (out_features + in_features)
-        return total
+    def shapes(self, dense: BlockShape) -> dict[str, MatrixShape]:
+        """Every matrix of the block at its planned size."""
+        found = {}
+        for name, matrix in dense.matrices.items():
+            outs, ins = matrix.out_features, matrix.in_features
+            if name in ("gate", "up"):
+                outs = self.widths.get("mlp", outs)
+            if name == "down":
+                ins = self.widths.get("mlp", ins)
+            if name in ("q", "k", "v"):
+                outs = outs // dense.groups * self.widths.get("heads", dense.groups)
+            if name == "o":
+                ins = ins // dense.groups * self.widths.get("heads", dense.groups)
+            found[name] = MatrixShape(name, outs, ins, self.ranks.get(name))
+        return found
+
+    def parameters(self, dense: BlockShape) -> int:
+        return sum(matrix.parameters for matrix in self.shapes(dense).values())
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes for every block at a requested ratio of removed decoder weights."""
+    """Sizes for every block at a requested ratio of removed weights."""
 
     ratio: float
     blocks: tuple[BlockPlan, ...]
@@ -95,7 +102,7 @@ class Plan:
     @property
     def is_dense(self) -> bool:
         """Nothing changes: every matrix keeps its form."""
-        return not any(block.ranks or block.width is not None for block in self.blocks)
+        return not any(block.ranks or block.widths for block in self.blocks)
 
     def parameters(self, shapes: Sequence[BlockShape]) -> int:
         return sum(
@@ -107,7 +114,10 @@ class Plan:
 
     @staticmethod
     def from_json(text: str) -> "Plan":
-        raw = json.loads(text)
+        return Plan.from_dict(json.loads(text))
+
+    @staticmethod
+    def from_dict(raw: Mapping[str, Any]) -> "Plan":
         return Plan(raw["ratio"], tuple(BlockPlan(**block) for block in raw["blocks"]))
 
 
@@ -116,13 +126,8 @@ def assemble(
 ) -> Plan:
     """The plan in which every priced item has its allocated size; whatever is None stays dense."""
     ranks: dict[int, dict[str, int]] = {shape.index: {} for shape in shapes}
-    widths: dict[int, int] = {}
+    widths: dict[int, dict[str, int]] = {shape.index: {} for shape in shapes}
     for price, size in sizes:
-        if size is None:
-            continue
-        if price.kind == "width":
-            widths[price.block] = size
-        else:
-            ranks[price.block][price.name] = size
-    blocks = (BlockPlan(s.index, ranks[s.index], widths.get(s.index)) for s in shapes)
-    return Plan(ratio, tuple(blocks))
+        if size is not None:
+            (widths if price.kind == "width" else ranks)[price.block][price.name] = size
+    return Plan(ratio, tuple(BlockPlan(s.index, ranks[s.index], widths[s.index]) for s in shapes))

@@ -68,7 +68,7 @@ class Result:
     @staticmethod
     def from_dict(raw: dict[str, Any]) -> "Result":
         fields = {key: value for key, value in raw.items() if key not in ("kept", "means")}
-        fields["plan"] = Plan.from_json(json.dumps(raw["plan"]))
+        fields["plan"] = Plan.from_dict(raw["plan"])
         fields["scores"] = Scores(
             tuple(Perplexity(**p) for p in raw["scores"]["perplexity"]),
             tuple(TaskScore(**t) for t in raw["scores"]["tasks"]),

@@ -74,6 +74,5 @@ def layer_sizes(result: Result) -> list[list[Any]]:
     rows: list[list[Any]] = []
     for block in result.plan.blocks:
         rows += [[block.index, name, "rank", rank] for name, rank in block.ranks.items()]
-        if block.width is not None:
-            rows.append([block.index, "mlp", "width", block.width])
+        rows += [[block.index, name, "width", width] for name, width in block.widths.items()]
     return rows

@@ -22,7 +22,9 @@ def test_windows_are_substrings_of_long_documents() -> None:
 
 def test_the_seed_decides() -> None:
     tokenizer = byte_tokenizer()
-    draws = [sample_windows([LONG], tokenizer, samples=4, length=40, seed=seed) for seed in (0, 0, 1)]
+    draws = [
+        sample_windows([LONG], tokenizer, samples=4, length=40, seed=seed) for seed in (0, 0, 1)
+    ]
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
 

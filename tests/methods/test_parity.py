@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM
 from lorap_exp.evaluation.perplexity import chunk, mean_nll
 from lorap_exp.methods.channel_pruning import ChannelPruning
 from lorap_exp.methods.low_rank import LowRank
-from lorap_exp.methods.stage import Stage, compress, plan_stack, shapes_of
+from lorap_exp.methods.stage import Stage, compress, plan_stack
 from lorap_exp.models.checkpoint import as_compressed
-from lorap_exp.models.families import blocks_of
+from lorap_exp.models.families import blocks_of, shapes_of
 
 CASES = [
     "AFM_s0.2_p0.01_a3",
@@ -38,12 +38,12 @@ def test_published_code(shared: Path, name: str) -> None:
     model = AutoModelForCausalLM.from_pretrained(golden / "model", dtype=torch.float32).eval()
     metric = case["deco_method"].lower()
     stages: list[Stage] = [
-        LowRank(("q", "k", "v", "o"), metric, 1.0, "published", case["para_allocate"]),
-        ChannelPruning("published", case["mlp_least_save_ratio"]),
+        LowRank(("q", "k", "v", "o"), metric, 1.0, "published", case["para_allocate"], 1, True),
+        ChannelPruning("published", case["mlp_least_save_ratio"], 1, True, 0),
     ]
     plan = plan_stack(stages, shapes_of(model), case["sparsity_ratio"])
     assert [{n: b.ranks.get(n) for n in "qkvo"} for b in plan.blocks] == case["ranks_per_layer"]
-    assert [block.width for block in plan.blocks] == case["mlp_kept_per_layer"]
+    assert [block.widths["mlp"] for block in plan.blocks] == case["mlp_kept_per_layer"]
     full = [block.weight("down").clone() for block in blocks_of(model)]
     compress(model, stages, plan, ids=ids, batch_size=8, propagation="compressed")
     for block in blocks_of(model):

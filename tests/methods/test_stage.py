@@ -6,8 +6,8 @@ from transformers import PreTrainedModel
 
 from lorap_exp.config import Config
 from lorap_exp.errors import LorapError
-from lorap_exp.methods.stage import Stage, build_stages, compress, plan_stack, shapes_of
-from lorap_exp.models.families import blocks_of
+from lorap_exp.methods.stage import Stage, build_stages, compress, plan_stack
+from lorap_exp.models.families import blocks_of, shapes_of
 from lorap_exp.models.modeling_compressed import LowRankLinear
 
 IDS = torch.arange(8 * 16).view(8, 16) % 200
@@ -20,7 +20,7 @@ def stages(config: Make, *overrides: str) -> list[Stage]:
 
 
 @pytest.mark.parametrize("metric", ["svd", "awsvd", "afm", "activation"])
-@pytest.mark.parametrize("allocation", ["published", "uniform"])
+@pytest.mark.parametrize("allocation", ["published", "uniform", "spectrum"])
 def test_every_axis_compresses_every_family(
     tiny: Tiny, family: str, config: Make, metric: str, allocation: str
 ) -> None:

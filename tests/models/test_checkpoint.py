@@ -11,17 +11,17 @@ import lorap_exp
 from lorap_exp.errors import LorapError
 from lorap_exp.methods.channel_pruning import ChannelPruning
 from lorap_exp.methods.low_rank import LowRank
-from lorap_exp.methods.stage import Stage, compress, plan_stack, shapes_of
+from lorap_exp.methods.stage import Stage, compress, plan_stack
 from lorap_exp.models.checkpoint import as_compressed, check_reload, count_parameters, save
-from lorap_exp.models.families import blocks_of
+from lorap_exp.models.families import blocks_of, shapes_of
 from lorap_exp.models.tiny import byte_tokenizer
 from lorap_exp.planning.plan import Plan
 
 Tiny = Callable[..., PreTrainedModel]
 IDS = torch.arange(8 * 16).view(8, 16) % 200
 STAGES: list[Stage] = [
-    LowRank(("q", "k", "v", "o"), "awsvd", 1.0, "published", 3.0),
-    ChannelPruning("published", 0.01),
+    LowRank(("q", "k", "v", "o"), "awsvd", 1.0, "published", 3.0, 1, True),
+    ChannelPruning("published", 0.01, 1, True, 0),
 ]
 
 
