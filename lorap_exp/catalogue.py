@@ -8,16 +8,27 @@ lorap_exp: compress a language model, score it, and end in the table of the pape
   python -m lorap_exp model=… ratio=… method=… calibration=… evaluation=… data=… logging=…
   python -m lorap_exp -m ratio=0.2,0.5 method=lorap,svd        a sweep: every combination
   python -m lorap_exp experiment=quickstart                    a prepared sweep
-  python -m lorap_exp.report outputs/<name>                    its table and plot, from disk
+  python -m lorap_exp report outputs/<name>                    its table and plot, from disk
+  python -m lorap_exp info outputs/<name>/<job>/model          what was done to each layer
 
 Settings (key=value; `--cfg job` prints all of them with their values):
   name       folder of the sweep under outputs/; the same command goes on where it stopped
   ratio      share of the weights to remove, in [0, 1)
   ratio_of   decoder (attention and MLP, as the paper counts) or model (all parameters)
   device     auto, cpu, cuda or cuda:N          dtype   float32, bfloat16 or float16
+  export     factored, or dense (factors multiplied out for tools that know only dense layers)
   model.path any hub id or local folder         seed    of calibration windows and random models
 """
-ORDER = ["model", "method", "calibration", "evaluation", "data", "logging", "experiment"]
+ORDER = [
+    "model",
+    "method",
+    "calibration",
+    "evaluation",
+    "data",
+    "logging",
+    "analysis",
+    "experiment",
+]
 
 
 def conf_folder() -> Path:

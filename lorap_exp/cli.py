@@ -58,6 +58,9 @@ def main() -> None:
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(catalogue())
         return
+    if sys.argv[1:2] in (["info"], ["report"]):
+        command(sys.argv[1], sys.argv[2:])
+        return
     if {"-m", "--multirun"} & set(sys.argv[1:]):  # argparse takes it in front of overrides only
         rest = [argument for argument in sys.argv[1:] if argument not in ("-m", "--multirun")]
         sys.argv[1:] = ["--multirun", *rest]
@@ -70,6 +73,23 @@ def main() -> None:
         sys.exit(f"error: {explain(error)}")
     except KeyboardInterrupt:
         sys.exit("interrupted: the same command goes on from here")
+
+
+def command(name: str, arguments: list[str]) -> None:
+    """`info <folder>` and `report <folder>`."""
+    if len(arguments) != 1:
+        sys.exit(f"error: '{name}' takes one folder, got {arguments}")
+    try:
+        if name == "report":
+            from lorap_exp.report import show
+
+            print(show(Path(arguments[0])))
+        else:
+            from lorap_exp.info import describe
+
+            print(describe(Path(arguments[0])))
+    except LorapError as error:
+        sys.exit(f"error: {error}")
 
 
 def explain(error: HydraException) -> str:

@@ -143,6 +143,14 @@ class LoggingConfig(Section):
     entity: str | None
 
 
+class AnalysisConfig(Section):
+    """Measurements of the dense model: the energy spectrum of every matrix."""
+
+    name: Literal["spectrum"]
+    shares: tuple[Annotated[float, Field(gt=0, lt=1)], ...]
+    metrics: tuple[Literal["svd", "awsvd", "afm", "activation"], ...]
+
+
 class Config(Section):
     """One experiment."""
 
@@ -153,6 +161,8 @@ class Config(Section):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
     dtype: Literal["float32", "bfloat16", "float16"]
     output_root: str
+    export: Literal["factored", "dense"]
+    analysis: AnalysisConfig | None
     model: ModelConfig
     method: MethodConfig
     calibration: CalibrationConfig

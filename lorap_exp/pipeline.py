@@ -13,13 +13,21 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from lorap_exp.analysis.spectra import measure_spectra, plot_spectra
 from lorap_exp.calibration.sampling import digest, read_documents, sample_windows
 from lorap_exp.config import Config
 from lorap_exp.data.source import DataSource, open_source
 from lorap_exp.evaluation.suite import Suite, evaluate, prepare_suite
 from lorap_exp.job import Job, open_job
 from lorap_exp.methods.stage import Stage, build_stages, compress, plan_stack
-from lorap_exp.models.checkpoint import as_compressed, check_reload, count_parameters, load, save
+from lorap_exp.models.checkpoint import (
+    as_compressed,
+    check_reload,
+    count_parameters,
+    export,
+    load,
+    save,
+)
 from lorap_exp.models.families import family_of, shapes_of
 from lorap_exp.models.loading import (
     describe_source,
@@ -45,6 +53,7 @@ def run(cfg: Config, folder: Path) -> Result:
         inputs = prepare(cfg, job)
         meter = Meter(inputs.device)
         with track(cfg, folder) as tracker:
+            analyse(cfg, inputs, job, meter)
             model, compression = compress_or_reuse(cfg, inputs, job, meter)
             scores = Scores(*evaluate(inputs.suite, model, inputs.tokenizer, job, meter))
             result = summarise(cfg, inputs, compression, scores, meter)
@@ -97,7 +106,8 @@ def prepare(cfg: Config, job: Job) -> Inputs:
     tokenizer = load_tokenizer(cfg.model)
     bos = tokenizer.bos_token_id if family_of(model_config.model_type).bos_every_chunk else None
     suite = prepare_suite(cfg.evaluation, data, tokenizer, job.folder / "tasks", bos)
-    ids = None if plan.is_dense else calibration_ids(cfg, data, tokenizer, bos)
+    needed = not plan.is_dense or cfg.analysis is not None
+    ids = calibration_ids(cfg, data, tokenizer, bos) if needed else None
     return Inputs(device, model_config, tokenizer, data, stages, plan, ids, suite)
 
 
@@ -116,6 +126,26 @@ def calibration_ids(
     )
 
 
+def analyse(cfg: Config, inputs: Inputs, job: Job, meter: Meter) -> None:
+    """The analysis that was asked for, on the dense model, into the job's folder."""
+    if cfg.analysis is None or job.read("spectra.json") is not None:
+        return
+    assert inputs.calibration is not None
+    dtype = getattr(torch, cfg.dtype)
+    dense = load_model(cfg.model, inputs.model_config, inputs.device, dtype, cfg.seed)
+    with meter.stage("analysis"):
+        spectra = measure_spectra(
+            dense,
+            inputs.calibration,
+            cfg.analysis.metrics,
+            cfg.analysis.shares,
+            batch_size=cfg.calibration.batch_size,
+            progress=bar("analysis", "block"),
+        )
+    job.write("spectra.json", [asdict(spectrum) for spectrum in spectra])
+    plot_spectra(spectra, cfg.model.name, job.folder / "spectra.png")
+
+
 def compress_or_reuse(
     cfg: Config, inputs: Inputs, job: Job, meter: Meter
 ) -> tuple[PreTrainedModel, Compression]:
@@ -130,7 +160,7 @@ def compress_or_reuse(
     parameters = {"dense": count_parameters(dense)}
     plan = inputs.plan
     with meter.stage("compress"):
-        if inputs.calibration is not None:
+        if inputs.calibration is not None and not plan.is_dense:
             plan = compress(
                 dense,
                 inputs.stages,
@@ -142,6 +172,7 @@ def compress_or_reuse(
             )
         model = as_compressed(dense, plan)
     parameters["compressed"] = count_parameters(model)
+    model = export(model, inputs.model_config, plan, cfg.export)
     with meter.stage("save"):
         save(model, inputs.tokenizer, job.model_folder)
         check_reload(model, job.model_folder, check_batch(inputs))

@@ -22,14 +22,14 @@ def test_help_is_a_catalogue() -> None:
     run = subprocess.run(
         [sys.executable, "-m", "lorap_exp", "--help"], capture_output=True, text=True, check=True
     )
-    for word in ("ratio", "method=", "lorap", "quickstart", "lorap_exp.report"):
+    for word in ("ratio", "method=", "lorap", "quickstart", "lorap_exp report"):
         assert word in run.stdout
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["method=foo"], "error: method must be one of dense, lorap, svd, svd_all, got 'foo'"),
+        (["method=foo"], "error: method must be one of dense, heads_low_rank_mlp, lorap,"),
         (["rato=0.2"], "error: 'rato' is not a setting; did you mean ratio?"),
         (["ratio=1.2"], "error: ratio must lie in [0, 1), got 1.2"),
         (["device=cuda:9"], "error: device must be auto, cpu or one of the"),

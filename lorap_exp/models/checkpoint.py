@@ -6,7 +6,9 @@ the tokenizer. `AutoModelForCausalLM` opens it after `import lorap_exp`, or anyw
 """
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,7 +23,7 @@ from transformers import (
 from lorap_exp.errors import LorapError
 from lorap_exp.models.families import Family, family_of, module_shapes, shapes_of
 from lorap_exp.models.loading import meta_model
-from lorap_exp.models.modeling_compressed import COMPRESSED
+from lorap_exp.models.modeling_compressed import COMPRESSED, LowRankLinear, reshape_linear
 from lorap_exp.planning.plan import Plan
 
 
@@ -32,35 +34,86 @@ def register() -> None:
         AutoModelForCausalLM.register(config, model, exist_ok=True)
 
 
-def compressed_config(config: PreTrainedConfig, plan: Plan) -> PreTrainedConfig:
-    """The configuration of the compressed model: the dense one and the shapes of the plan."""
-    family = family_of(config.model_type)
-    shapes = shapes_of(meta_model(config))
-    settings = config.to_dict()
-    for key in ("model_type", "architectures", "transformers_version"):
-        settings.pop(key, None)
-    return COMPRESSED[config.model_type][0](
-        **settings, compressed_modules=module_shapes(plan, shapes, family)
-    )
-
-
 def as_compressed(model: PreTrainedModel, plan: Plan) -> PreTrainedModel:
     """The same weights under the compressed architecture, without copying them.
 
     Raises:
         RuntimeError: the weights' shapes are not those of the plan.
     """
-    config = compressed_config(model.config, plan)
+    family = family_of(model.config.model_type)
+    shapes = module_shapes(plan, shapes_of(meta_model(model.config)), family)
+    config_class, model_class = COMPRESSED[family.model_type]
+    config = config_class(**_settings(model.config), compressed_modules=shapes)
+    return _rebuild(model, model_class, config)
+
+
+def export(model: PreTrainedModel, dense: PreTrainedConfig, plan: Plan, form: str) -> Any:
+    """The model in the form in which it is saved and scored.
+
+    Args:
+        model: from `as_compressed`.
+        dense: configuration of the dense model.
+        plan: as carried out.
+        form: "factored" keeps the factors, "dense" multiplies them out (in float32). In either
+            form, a model whose layers then all have one shape becomes a stock architecture.
+    """
+    if form == "dense":
+        plan = replace(plan, blocks=tuple(replace(block, ranks={}) for block in plan.blocks))
+        for path, module in list(model.named_modules()):
+            if isinstance(module, LowRankLinear):
+                model.set_submodule(path, multiply_out(module))
+        shapes = module_shapes(plan, shapes_of(meta_model(dense)), family_of(dense.model_type))
+        model.config.compressed_modules = shapes
+    width = stock_width(plan)
+    if width is None or dense.model_type == "phi3":
+        return model
+    settings = _settings(dense)
+    if width:
+        settings["ffn_dim" if dense.model_type == "opt" else "intermediate_size"] = width
+    stock = type(dense)(**settings)
+    return _rebuild(model, type(meta_model(stock)), stock)
+
+
+def stock_width(plan: Plan) -> int | None:
+    """The one MLP width of a plan that changes nothing else; 0 for none; None when it is mixed."""
+    changes = {(tuple(block.ranks), tuple(block.widths.items())) for block in plan.blocks}
+    if len(changes) > 1:
+        return None
+    ranks, widths = changes.pop()
+    if ranks or any(name != "mlp" for name, _ in widths):
+        return None
+    return widths[0][1] if widths else 0
+
+
+@torch.no_grad()
+def multiply_out(module: LowRankLinear) -> nn.Linear:
+    """A dense layer with the product of the factors."""
+    linear = reshape_linear(module.left, in_features=module.in_features)
+    linear.weight.copy_(module.left.weight.float() @ module.right.weight.float())
+    if module.bias is not None:
+        linear.bias.copy_(module.bias)
+    return linear.requires_grad_(False)
+
+
+def _settings(config: PreTrainedConfig) -> dict[str, Any]:
+    settings = config.to_dict()
+    for key in ("model_type", "architectures", "transformers_version"):
+        settings.pop(key, None)
+    return settings
+
+
+def _rebuild(model: PreTrainedModel, model_class: Any, config: PreTrainedConfig) -> Any:
+    """The weights and buffers of `model`, shared, in a new model of another class."""
     config._attn_implementation = model.config._attn_implementation
     with torch.device("meta"):
-        compressed = COMPRESSED[model.config.model_type][1](config)
-    compressed.load_state_dict(model.state_dict(), assign=True)
+        rebuilt = model_class(config)
+    rebuilt.load_state_dict(model.state_dict(), assign=True)
     for path, buffer in model.named_buffers():
         owner, _, name = path.rpartition(".")
-        compressed.get_submodule(owner)._buffers[name] = buffer
-    compressed.tie_weights()
-    compressed.generation_config = model.generation_config
-    return compressed.eval().requires_grad_(False)
+        rebuilt.get_submodule(owner)._buffers[name] = buffer
+    rebuilt.tie_weights()
+    rebuilt.generation_config = model.generation_config
+    return rebuilt.eval().requires_grad_(False)
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

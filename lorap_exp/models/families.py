@@ -106,10 +106,10 @@ class Block:
         self.module.set_submodule(self.family.matrices[name], linear)
 
     def shape(self) -> BlockShape:
-        return BlockShape(
-            self.index,
-            {name: MatrixShape(name, *self.weight(name).shape) for name in self.family.matrices},
-        )
+        matrices = {
+            name: MatrixShape(name, *self.weight(name).shape) for name in self.family.matrices
+        }
+        return BlockShape(self.index, matrices, self.groups)
 
 
 def family_of(model_type: str) -> Family:

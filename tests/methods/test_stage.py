@@ -96,3 +96,82 @@ def test_wrong_fields_are_named(config: Make, override: str, message: str) -> No
     plus = "+" if override.startswith("+") else ""
     with pytest.raises(LorapError, match=message):
         stages(config, f"{plus}method.stages.{override.removeprefix('+')}")
+
+
+@pytest.mark.parametrize(
+    "importance", ["published", "magnitude", "wanda_sp", "output_energy", "random"]
+)
+def test_every_importance_prunes_to_the_width(
+    tiny: Tiny, family: str, config: Make, importance: str
+) -> None:
+    chosen = stages(
+        config, f"method.stages.mlp.importance={importance}", "method.stages.attention=null"
+    )
+    model = tiny(family)
+    plan = plan_stack(chosen, shapes_of(model), 0.4)
+    compress(model, chosen, plan, ids=IDS, batch_size=4, propagation="compressed")
+    assert blocks_of(model)[0].weight("down").shape[1] == 176 - (int(0.41 * 176) - 1)
+
+
+@pytest.mark.parametrize("method", ["pruned", "low_rank", "heads_low_rank_mlp"])
+def test_the_other_pairings_of_sublayers(
+    tiny: Tiny, family: str, config: Make, method: str
+) -> None:
+    chosen = stages(config, f"method={method}")
+    model = tiny(family, blocks=4)
+    shapes = shapes_of(model)
+    plan = plan_stack(chosen, shapes, 0.5)
+    if method != "low_rank" and family in ("opt", "phi3"):
+        with pytest.raises(LorapError, match=f"heads cannot be pruned in the {family} family"):
+            compress(model, chosen, plan, ids=IDS, batch_size=4, propagation="compressed")
+        return
+    done = compress(model, chosen, plan, ids=IDS, batch_size=4, propagation="compressed")
+    kept = done.parameters(shapes) / sum(shape.parameters for shape in shapes)
+    assert kept == pytest.approx(0.5, abs=0.03)
+    assert torch.isfinite(model(IDS).logits).all()
+
+
+def test_pruned_heads_stay_with_their_queries(tiny: Tiny, config: Make) -> None:
+    """A group of zeros is the least important; removing it changes nothing."""
+    model = tiny(heads=6, kv_heads=3, hidden_size=96)
+    for block in blocks_of(model):
+        block.weight("o")[:, 32:64] = 0
+        for name in ("q", "k", "v"):
+            part = block.weight(name)
+            part.unflatten(0, (3, -1))[1] = 0
+    before = model(IDS).logits
+    chosen = stages(config, "method=pruned", "method.stages.mlp=null")
+    plan = plan_stack(chosen, shapes_of(model), 1 / 3)
+    assert [block.widths["heads"] for block in plan.blocks] == [2, 2]
+    compress(model, chosen, plan, ids=IDS, batch_size=4, propagation="compressed")
+    assert blocks_of(model)[0].weight("q").shape == (64, 96)
+    torch.testing.assert_close(model(IDS).logits, before, atol=1e-5, rtol=1e-4)
+
+
+def test_protected_blocks_stay_dense_and_the_others_pay(tiny: Tiny, config: Make) -> None:
+    shapes = shapes_of(tiny(blocks=6))
+    plan = plan_stack(stages(config), shapes, 0.3, protect=(1, 2))
+    dense = [not block.ranks and not block.widths for block in plan.blocks]
+    assert dense == [True, False, False, False, True, True]
+    kept = plan.parameters(shapes) / sum(shape.parameters for shape in shapes)
+    assert kept == pytest.approx(0.7, abs=0.02)
+
+
+def test_the_ratio_can_count_the_whole_model(tiny: Tiny, config: Make) -> None:
+    model = tiny(blocks=6)
+    shapes, whole = shapes_of(model), sum(p.numel() for p in model.parameters())
+    plan = plan_stack(stages(config), shapes, 0.2, whole=whole)
+    removed = sum(shape.parameters for shape in shapes) - plan.parameters(shapes)
+    assert removed == pytest.approx(0.2 * whole, rel=0.03)
+    with pytest.raises(LorapError, match="must leave something of the"):
+        plan_stack(stages(config), shapes, 0.9, whole=whole)
+
+
+def test_spectrum_spends_the_budget_of_its_block(tiny: Tiny, config: Make) -> None:
+    model = tiny()
+    shapes = shapes_of(model)
+    chosen = stages(config, "method.stages.attention.allocation=spectrum")
+    plan = plan_stack(chosen, shapes, 0.4)
+    done = compress(model, chosen, plan, ids=IDS, batch_size=4, propagation="compressed")
+    assert done.parameters(shapes) <= plan.parameters(shapes)
+    assert done.parameters(shapes) == pytest.approx(plan.parameters(shapes), rel=0.02)

@@ -9,11 +9,19 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import lorap_exp
 from lorap_exp.errors import LorapError
+from lorap_exp.info import describe
 from lorap_exp.methods.channel_pruning import ChannelPruning
 from lorap_exp.methods.low_rank import LowRank
 from lorap_exp.methods.stage import Stage, compress, plan_stack
-from lorap_exp.models.checkpoint import as_compressed, check_reload, count_parameters, save
+from lorap_exp.models.checkpoint import (
+    as_compressed,
+    check_reload,
+    count_parameters,
+    export,
+    save,
+)
 from lorap_exp.models.families import blocks_of, shapes_of
+from lorap_exp.models.modeling_compressed import LowRankLinear
 from lorap_exp.models.tiny import byte_tokenizer
 from lorap_exp.planning.plan import Plan
 
@@ -113,3 +121,64 @@ def test_a_plan_of_other_shapes_is_refused(tiny: Tiny) -> None:
 def test_a_folder_without_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(LorapError, match=r"holds config\.json"):
         lorap_exp.load(tmp_path)
+
+
+def prune_only(model: PreTrainedModel) -> tuple[PreTrainedModel, Plan]:
+    stages = STAGES[1:]
+    plan = plan_stack(stages, shapes_of(model), 0.3)
+    compress(model, stages, plan, ids=IDS, batch_size=4, propagation="compressed")
+    return as_compressed(model, plan), plan
+
+
+def test_uniform_widths_become_a_stock_architecture(
+    tiny: Tiny, family: str, tmp_path: Path
+) -> None:
+    model = tiny(family)
+    result, plan = prune_only(model)
+    stock = export(result, model.config, plan, "factored")
+    assert torch.equal(stock(IDS).logits, result(IDS).logits)
+    if family == "phi3":
+        assert stock is result
+        return
+    assert stock.config.model_type == family
+    save(stock, byte_tokenizer(), tmp_path / "model")
+    assert not list((tmp_path / "model").glob("*.py"))
+    assert torch.equal(lorap_exp.load(tmp_path / "model")(IDS).logits, stock(IDS).logits)
+
+
+def test_dense_export_multiplies_the_factors_out(tiny: Tiny, family: str, tmp_path: Path) -> None:
+    model = tiny(family)
+    result, plan = compressed(model)
+    logits = result(IDS).logits
+    dense = export(result, model.config, plan, "dense")
+    assert not any(isinstance(module, LowRankLinear) for module in dense.modules())
+    torch.testing.assert_close(dense(IDS).logits, logits, atol=1e-4, rtol=1e-4)
+    assert dense.config.model_type == ("compressed_phi3" if family == "phi3" else family)
+    save(dense, byte_tokenizer(), tmp_path / "model")
+    assert torch.equal(lorap_exp.load(tmp_path / "model")(IDS).logits, dense(IDS).logits)
+
+
+def test_batched_left_padding_and_a_second_save(tiny: Tiny, family: str, tmp_path: Path) -> None:
+    result, _ = compressed(tiny(family))
+    save(result, byte_tokenizer(), tmp_path / "first")
+    lorap_exp.load(tmp_path / "first").save_pretrained(tmp_path / "second")
+    model = lorap_exp.load(tmp_path / "second")
+    options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
+    alone = model.generate(IDS[:1, :9], attention_mask=torch.ones(1, 9).long(), **options)
+    padded = torch.zeros(2, 16).long()
+    padded[0, 7:], padded[1] = IDS[0, :9], IDS[1]
+    mask = (torch.arange(16) >= torch.tensor([[7], [0]])).long()
+    together = model.generate(padded, attention_mask=mask, **options)
+    assert torch.equal(together[0, 16:], alone[0, 9:])
+
+
+def test_info_tells_what_was_done(tiny: Tiny, tmp_path: Path) -> None:
+    result, plan = compressed(tiny())
+    save(result, byte_tokenizer(), tmp_path / "model")
+    text = describe(tmp_path / "model")
+    assert f"r{plan.blocks[1].ranks['q']}" in text
+    assert f"o{plan.blocks[1].widths['mlp']}" in text
+    total = sum(parameter.numel() for parameter in result.parameters())
+    assert f"{total:,}" in text and f"{4 * total:,}" in text
+    with pytest.raises(LorapError, match="holds config.json"):
+        describe(tmp_path)

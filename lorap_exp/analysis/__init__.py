@@ -1,0 +1,1 @@
+"""Measurements of a model that explain a method, apart from compressing it."""

@@ -1,0 +1,67 @@
+"""`python -m lorap_exp info <folder>`: what was done to each layer of a saved model."""
+
+from collections import Counter
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from transformers import AutoConfig, PreTrainedConfig
+
+from lorap_exp.errors import LorapError
+from lorap_exp.models.checkpoint import count_parameters
+from lorap_exp.models.families import Family, family_of
+from lorap_exp.models.loading import meta_model
+
+
+def describe(folder: Path) -> str:
+    """Shapes layer by layer, parameters by part, bytes by dtype; weights are not read.
+
+    Raises:
+        LorapError: the folder holds no checkpoint.
+    """
+    if not (folder / "config.json").is_file():
+        raise LorapError(f"a model's folder holds config.json, got '{folder}'")
+    config = AutoConfig.from_pretrained(folder)
+    family = family_of(config.model_type.removeprefix("compressed_"))
+    lines = [f"{folder}: {config.architectures[0]}, {config.num_hidden_layers} layers", ""]
+    lines += _layers(config, family)
+    lines += ["", "parameters"]
+    lines += [f"  {part:<12} {n:>15,}" for part, n in count_parameters(meta_model(config)).items()]
+    lines += ["", "bytes"]
+    lines += [f"  {dtype:<12} {size:>15,}" for dtype, size in sorted(_bytes(folder).items())]
+    return "\n".join(lines)
+
+
+def _layers(config: PreTrainedConfig, family: Family) -> list[str]:
+    changed = getattr(config, "compressed_modules", None) or {}
+    if not changed:
+        return ["every layer has the stock shape of this configuration"]
+    names = list(family.matrices)
+    lines = ["layer  " + "".join(f"{name:>12}" for name in names)]
+    for index in range(config.num_hidden_layers):
+        cells = [_cell(changed.get(family.path(index, name), {})) for name in names]
+        lines.append(f"{index:>5}  " + "".join(f"{cell:>12}" for cell in cells))
+    return [*lines, "r = rank of the factors, o = outputs kept, i = inputs kept, - = as it was"]
+
+
+def _cell(shape: dict[str, int]) -> str:
+    short = {"rank": "r", "out_features": "o", "in_features": "i"}
+    return " ".join(f"{short[key]}{size}" for key, size in shape.items()) or "-"
+
+
+def _bytes(folder: Path) -> Counter[str]:
+    sizes: Counter[str] = Counter()
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                part = file.get_slice(name)
+                dtype = torch.empty(0, dtype=_dtype(part.get_dtype()))
+                count = 1
+                for side in part.get_shape():
+                    count *= side
+                sizes[str(dtype.dtype).removeprefix("torch.")] += count * dtype.element_size()
+    return sizes
+
+
+def _dtype(code: str) -> torch.dtype:
+    return {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}[code]
