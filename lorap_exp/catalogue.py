@@ -17,6 +17,7 @@ Settings (key=value; `--cfg job` prints all of them with their values):
   ratio_of   decoder (attention and MLP, as the paper counts) or model (all parameters)
   device     auto, cpu, cuda or cuda:N          dtype   float32, bfloat16 or float16
   export     factored, or dense (factors multiplied out for tools that know only dense layers)
+  keep_model false removes the saved model once a job is finished (large sweeps)
   model.path any hub id or local folder         seed    of calibration windows and random models
 """
 ORDER = [

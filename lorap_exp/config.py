@@ -162,6 +162,7 @@ class Config(Section):
     dtype: Literal["float32", "bfloat16", "float16"]
     output_root: str
     export: Literal["factored", "dense"]
+    keep_model: bool
     analysis: AnalysisConfig | None
     model: ModelConfig
     method: MethodConfig
@@ -177,7 +178,9 @@ class Config(Section):
 
 def identity(dumped: Mapping[str, Any]) -> dict[str, Any]:
     """The part that decides the numbers: not where results are written or logged."""
-    return {k: v for k, v in dumped.items() if k not in ("name", "output_root", "logging")}
+    return {
+        k: v for k, v in dumped.items() if k not in ("name", "output_root", "keep_model", "logging")
+    }
 
 
 def validate(raw: Mapping[str, Any]) -> Config:

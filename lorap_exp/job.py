@@ -5,6 +5,7 @@ goes on where it stopped, another one is refused with the difference.
 """
 
 import json
+import shutil
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -33,8 +34,10 @@ class Job:
         raw = self.read("result.json")
         return None if raw is None else Result.from_dict(raw)
 
-    def finish(self, result: Result) -> None:
+    def finish(self, result: Result, keep_model: bool) -> None:
         self.write("result.json", result.to_dict())
+        if not keep_model:
+            shutil.rmtree(self.model_folder, ignore_errors=True)
 
     def reuse(self, name: str, restore: Callable[..., T], compute: Callable[[], T]) -> T:
         """A dataclass from `name`.json when it is there, else computed and written."""

@@ -58,7 +58,7 @@ def run(cfg: Config, folder: Path) -> Result:
             scores = Scores(*evaluate(inputs.suite, model, inputs.tokenizer, job, meter))
             result = summarise(cfg, inputs, compression, scores, meter)
             tracker.log_result(result)
-        job.finish(result)
+        job.finish(result, cfg.keep_model)
     return result
 
 

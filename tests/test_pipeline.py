@@ -75,6 +75,13 @@ def test_a_finished_job_is_skipped(
     assert json.loads((tmp_path / "status.json").read_text())["state"] == "done"
 
 
+def test_the_model_can_be_removed_when_the_job_is_done(tmp_path: Path, config: Make) -> None:
+    first = pipeline.run(config("keep_model=false", "evaluation.zero_shot=null"), tmp_path)
+    assert not (tmp_path / "model").exists()
+    again = config("keep_model=false", "evaluation.zero_shot=null")
+    assert pipeline.run(again, tmp_path).scores == first.scores
+
+
 def test_a_cut_evaluation_goes_on(
     tmp_path: Path, config: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,7 +71,7 @@ def notes(sweep: Sweep) -> list[str]:
     lines.append(
         "kept: share of attention and MLP weights that stayed, counted from the model; "
         "accuracies in percent, the paper's metric of each task (acc_norm for HellaSwag, ARC-c, "
-        "OBQA); mean ± standard error.\n"
+        "OBQA); ± is the standard error, or the spread over seeds where `seeds` is a column.\n"
     )
     profiles = {
         (s.label, s.profile, s.length, s.split, s.tokens, s.sha256[:12])

@@ -17,6 +17,7 @@ TASK_COLUMNS = {
     "openbookqa": "OBQA",
 }
 LEADING = ["model", "method", "ratio", "kept", "params (M)"]
+"""Settings that tell jobs apart stand between method and ratio."""
 
 
 def cells(result: Result) -> dict[str, Any]:
@@ -101,12 +102,35 @@ def frame(
     configs = [result.config for result in results] + [config for config, _ in unfinished]
     extra = distinctions(configs)
     table = pd.DataFrame(rows, columns=columns(results))
-    for position, (name, values) in enumerate(extra.items(), start=len(LEADING) - 2):
-        table.insert(position, name, values)
+    for position, (name, values) in enumerate(extra.items(), start=2):
+        dense = table["method"] == "dense"
+        table.insert(position, name, pd.Series(values).where(~dense, "-"))
     if unfinished:
         table["status"] = states
     order = ["model", "ratio", "method", *extra]
-    return table.sort_values(order, kind="stable", ignore_index=True)
+    table = table.sort_values(order, kind="stable", ignore_index=True)
+    return over_seeds(table) if "seed" in extra else table
+
+
+def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
+    """One row for each setting: means over seeds; ` ±` columns become the spread over seeds.
+
+    The spread is the sample standard deviation; `seeds` counts the finished jobs.
+    """
+    ratio = list(table.columns).index("ratio")
+    keys = [name for name in table.columns[: ratio + 1] if name != "seed"]
+    keys += [name for name in ("status",) if name in table.columns]
+    scores = [
+        name
+        for name in table.columns[ratio + 1 :]
+        if name not in (*LEADING, "status") and not name.endswith(" ±")
+    ]
+    grouped = table.groupby(keys, sort=False, dropna=False)
+    rows = grouped[["kept", "params (M)", *scores]].mean()
+    for name in scores:
+        rows.insert(list(rows.columns).index(name) + 1, f"{name} ±", grouped[name].std())
+    rows["seeds"] = grouped[scores[0]].count() if scores else grouped.size()
+    return rows.reset_index()
 
 
 def leading_cells(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,7 +146,7 @@ def markdown(table: pd.DataFrame) -> str:
     """The table for people: two decimals, a dash where there is no number."""
     shown = table.copy().astype(object)
     for name in table.columns:
-        digits = 3 if name in ("ratio", "kept") else 2
+        digits = {"ratio": 3, "kept": 3, "seeds": 0}.get(name, 2)
         shown[name] = [_format(value, digits) for value in table[name]]
     shown = _fold_errors(shown)
     lines = ["| " + " | ".join(shown.columns) + " |", "|" + " --- |" * len(shown.columns)]

@@ -1,4 +1,5 @@
 import json
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,3 +53,17 @@ def test_settings_that_tell_jobs_apart_become_columns(config: Make) -> None:
 def test_an_empty_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(LorapError, match=r"holds jobs with config.json"):
         collect(tmp_path)
+
+
+def test_seeds_become_a_mean_and_a_spread(tmp_path: Path, config: Make) -> None:
+    scores = []
+    for seed in (0, 1, 2):
+        cfg = config(f"seed={seed}", "ratio=0.4", "evaluation.zero_shot=null")
+        result = pipeline.run(cfg, tmp_path / str(seed))
+        scores.append(result.scores.perplexity[0].perplexity)
+    text = write_report(collect(tmp_path))
+    table = pd.read_csv(tmp_path / "report.csv")
+    assert len(table) == 1 and table.loc[0, "seeds"] == 3
+    assert table.loc[0, "pydoc A"] == pytest.approx(statistics.mean(scores))
+    assert table.loc[0, "pydoc A ±"] == pytest.approx(statistics.stdev(scores))
+    assert f"{statistics.mean(scores):.2f} ± {statistics.stdev(scores):.2f}" in text
