@@ -19,7 +19,7 @@ from lorap_exp.catalogue import conf_folder
 from lorap_exp.config import ModelConfig, validate
 from lorap_exp.data.embedded import part
 from lorap_exp.evaluation.perplexity import chunk, mean_nll
-from lorap_exp.methods.stage import Stage, build_stages, compress, plan_stack
+from lorap_exp.methods.stage import Stage, build_stack, compress, plan_stack
 from lorap_exp.models.families import blocks_of, shapes_of
 from lorap_exp.models.loading import load_config, load_model, load_tokenizer
 from lorap_exp.ops.low_rank import project_outputs
@@ -77,7 +77,7 @@ def main() -> None:
     """Print the table for SmolLM2-135M on 128 x 128 tokens of the embedded text."""
     with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
         cfg = validate(OmegaConf.to_container(hydra.compose("config"), resolve=True))  # type: ignore[arg-type]
-    stages = build_stages(cfg.method)
+    stages = build_stack(cfg.method).stages
     ids = load_tokenizer(cfg.model)("\n\n".join(part(0)), verbose=False)["input_ids"]
     chunks = chunk(torch.tensor(ids), 128)[:128]
     print(f"median of {REPEATS}, {torch.get_num_threads()} threads, {cfg.model.name}\n")

@@ -37,7 +37,12 @@ class Job:
     def finish(self, result: Result, keep_model: bool) -> None:
         self.write("result.json", result.to_dict())
         if not keep_model:
-            shutil.rmtree(self.model_folder, ignore_errors=True)
+            self.discard(self.model_folder.name)
+
+    def discard(self, *names: str) -> None:
+        """Remove folders that are no longer needed."""
+        for name in names:
+            shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def reuse(self, name: str, restore: Callable[..., T], compute: Callable[[], T]) -> T:
         """A dataclass from `name`.json when it is there, else computed and written."""

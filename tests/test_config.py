@@ -7,7 +7,7 @@ import pytest
 from lorap_exp.catalogue import ORDER, catalogue, conf_folder
 from lorap_exp.config import validate
 from lorap_exp.errors import LorapError
-from lorap_exp.methods.stage import build_stages
+from lorap_exp.methods.stage import build_stack
 from tests.conftest import compose
 
 GROUPS = ["model", "method", "calibration", "evaluation", "data", "logging", "experiment"]
@@ -22,7 +22,7 @@ OPTIONS = [
 def test_every_option_composes_and_builds(group: str, option: str) -> None:
     extra = ["model.path=some/where"] if option == "custom" else []
     cfg = validate(compose([f"{group}={option}", *extra]))
-    assert build_stages(cfg.method) or cfg.ratio == 0
+    assert build_stack(cfg.method).stages or cfg.ratio == 0
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)

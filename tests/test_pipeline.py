@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import lorap_exp
-from lorap_exp import pipeline
+from lorap_exp import compression, pipeline
 from lorap_exp.config import Config
 from lorap_exp.errors import LorapError
 from lorap_exp.evaluation import suite, zero_shot
@@ -99,7 +99,7 @@ def test_a_cut_evaluation_goes_on(
         pipeline.run(config(), tmp_path)
     assert json.loads((tmp_path / "status.json").read_text())["state"] == "interrupted"
 
-    monkeypatch.setattr(pipeline, "compress", fail)
+    monkeypatch.setattr(compression, "compress", fail)
     monkeypatch.setattr(suite, "evaluate_perplexity", fail)
 
     def rest_only(model: Any, tokenizer: Any, task: str, **rest: Any) -> Any:
@@ -155,7 +155,7 @@ def test_a_failure_leaves_its_reason(
     def explode(*_: Any) -> Any:
         raise MemoryError("no room")
 
-    monkeypatch.setattr(pipeline, "load_model", explode)
+    monkeypatch.setattr(compression, "load_model", explode)
     with pytest.raises(MemoryError):
         pipeline.run(config(), tmp_path)
     status = json.loads((tmp_path / "status.json").read_text())
@@ -167,7 +167,7 @@ def test_a_failure_leaves_its_reason(
 def test_no_weight_is_read_for_bad_input(
     tmp_path: Path, config: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "load_model", fail)
+    monkeypatch.setattr(compression, "load_model", fail)
     for override, message in [
         ("calibration.samples=1000000", "calibration.samples x calibration.length"),
         ("device=cuda:7", "device must be"),

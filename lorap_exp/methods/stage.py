@@ -1,20 +1,24 @@
 """The contract of a stage, and the stack: plan first, then compress block by block."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 from hydra.utils import get_class
 from pydantic import ValidationError
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lorap_exp.calibration.walk import Statistic, Statistics, walk
 from lorap_exp.config import MethodConfig, explain
+from lorap_exp.data.instructions import Example
+from lorap_exp.data.source import DataSource
 from lorap_exp.errors import LorapError
 from lorap_exp.models.families import Block
 from lorap_exp.planning.plan import BlockPlan, BlockShape, Plan, Price, assemble
 from lorap_exp.planning.rules import Rule
+from lorap_exp.training.loop import Curve
 
 
 class Stage(Protocol):
@@ -51,22 +55,52 @@ class Stage(Protocol):
         ...
 
 
-def build_stages(method: MethodConfig) -> list[Stage]:
-    """The stages of a stack in order; a null stage is left out.
+class Recovery(Protocol):
+    """The last step of a method: tune the compressed model."""
+
+    def examples(self, tokenizer: PreTrainedTokenizerBase, data: DataSource) -> list[Example]:
+        """Training examples, read and tokenised before any weight is loaded."""
+        ...
+
+    def recover(
+        self,
+        model: PreTrainedModel,
+        plan: Plan,
+        examples: Sequence[Example],
+        folder: Path,
+        progress: Callable[[Iterable[Any]], Iterable[Any]],
+    ) -> tuple[PreTrainedModel, Plan, Curve]:
+        """The tuned model, the plan with its sizes, and the loss curve."""
+        ...
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A method: stages that rewrite blocks in one walk, and a recovery after them, if any."""
+
+    stages: list[Stage]
+    recovery: Recovery | None = None
+
+
+def build_stack(method: MethodConfig) -> Stack:
+    """The stack that a configuration names; a null stage is left out.
 
     Raises:
-        LorapError: a field that is unknown or out of range, or two stages with one target.
+        LorapError: a field that is unknown or out of range, two stages with one target, or a
+            stage after the recovery.
     """
     stages: list[Stage] = []
+    recovery: Recovery | None = None
     owners: dict[str, str] = {}
     for name, settings in method.stages.items():
         if settings is None:
             continue
-        fields = {key: value for key, value in settings.items() if key != "_target_"}
-        try:
-            stage = get_class(settings["_target_"])(**fields)
-        except ValidationError as error:
-            raise LorapError(explain(error, f"method.stages.{name}")) from error
+        if recovery is not None:
+            raise LorapError(f"method.stages: the recovery must come last, but {name} follows it")
+        stage = _build(name, settings)
+        if hasattr(stage, "recover"):
+            recovery = stage
+            continue
         for target in stage.targets:
             if target in owners:
                 raise LorapError(
@@ -75,7 +109,15 @@ def build_stages(method: MethodConfig) -> list[Stage]:
                 )
             owners[target] = name
         stages.append(stage)
-    return stages
+    return Stack(stages, recovery)
+
+
+def _build(name: str, settings: Mapping[str, Any]) -> Any:
+    fields = {key: value for key, value in settings.items() if key != "_target_"}
+    try:
+        return get_class(settings["_target_"])(**fields)
+    except ValidationError as error:
+        raise LorapError(explain(error, f"method.stages.{name}")) from error
 
 
 def plan_stack(

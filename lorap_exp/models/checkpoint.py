@@ -40,11 +40,15 @@ def as_compressed(model: PreTrainedModel, plan: Plan) -> PreTrainedModel:
     Raises:
         RuntimeError: the weights' shapes are not those of the plan.
     """
-    family = family_of(model.config.model_type)
-    shapes = module_shapes(plan, shapes_of(meta_model(model.config)), family)
-    config_class, model_class = COMPRESSED[family.model_type]
+    config_class, model_class = COMPRESSED[model.config.model_type]
+    shapes = planned_shapes(model.config, plan)
     config = config_class(**_settings(model.config), compressed_modules=shapes)
     return _rebuild(model, model_class, config)
+
+
+def planned_shapes(dense: PreTrainedConfig, plan: Plan) -> dict[str, dict[str, int]]:
+    """`compressed_modules` of a plan over the dense configuration."""
+    return module_shapes(plan, shapes_of(meta_model(dense)), family_of(dense.model_type))
 
 
 def export(model: PreTrainedModel, dense: PreTrainedConfig, plan: Plan, form: str) -> Any:
@@ -62,8 +66,7 @@ def export(model: PreTrainedModel, dense: PreTrainedConfig, plan: Plan, form: st
         for path, module in list(model.named_modules()):
             if isinstance(module, LowRankLinear):
                 model.set_submodule(path, multiply_out(module))
-        shapes = module_shapes(plan, shapes_of(meta_model(dense)), family_of(dense.model_type))
-        model.config.compressed_modules = shapes
+        model.config.compressed_modules = planned_shapes(dense, plan)
     width = stock_width(plan)
     if width is None or dense.model_type == "phi3":
         return model

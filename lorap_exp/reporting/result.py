@@ -37,7 +37,8 @@ class Scores:
 class Result:
     """One finished job. Counts are parameters, times seconds, memory bytes.
 
-    `parameters` holds the dense and the compressed counts by part, both counted from the model.
+    `parameters` holds the dense and the compressed counts by part, both counted from the model;
+    `recovery` the losses of the tuning, if any.
     """
 
     config: dict[str, Any]
@@ -49,6 +50,7 @@ class Result:
     calibration: dict[str, Any]
     plan: Plan
     parameters: dict[str, dict[str, int]]
+    recovery: dict[str, Any]
     scores: Scores
     seconds: dict[str, float]
     peak_memory: dict[str, int]

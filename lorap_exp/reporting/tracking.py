@@ -23,6 +23,10 @@ class Tracker:
         """Metrics, the sizes of every layer, and the row of the paper's table."""
         if self._run is None:
             return
+        for step, loss in enumerate(result.recovery.get("train", [])):
+            self._run.log({"recovery/step": step, "recovery/loss": loss})
+        for step, loss in result.recovery.get("validation", []):
+            self._run.log({"recovery/step": step, "recovery/validation_loss": loss})
         self._run.log(metrics(result))
         sizes = pd.DataFrame(layer_sizes(result), columns=["layer", "matrix", "kind", "size"])
         tables = {"layers": sizes, "table": frame([result])}

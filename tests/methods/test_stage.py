@@ -6,7 +6,7 @@ from transformers import PreTrainedModel
 
 from lorap_exp.config import Config
 from lorap_exp.errors import LorapError
-from lorap_exp.methods.stage import Stage, build_stages, compress, plan_stack
+from lorap_exp.methods.stage import Stage, build_stack, compress, plan_stack
 from lorap_exp.models.families import blocks_of, shapes_of
 from lorap_exp.models.modeling_compressed import LowRankLinear
 
@@ -16,7 +16,7 @@ Tiny = Callable[..., PreTrainedModel]
 
 
 def stages(config: Make, *overrides: str) -> list[Stage]:
-    return build_stages(config(*overrides).method)
+    return build_stack(config(*overrides).method).stages
 
 
 @pytest.mark.parametrize("metric", ["svd", "awsvd", "afm", "activation"])

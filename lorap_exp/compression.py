@@ -1,0 +1,155 @@
+"""From a dense model to a saved, compressed and perhaps recovered one; done steps are reused."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lorap_exp.analysis.spectra import measure_spectra, plot_spectra
+from lorap_exp.config import Config
+from lorap_exp.job import Job
+from lorap_exp.methods.stage import compress
+from lorap_exp.models.checkpoint import (
+    as_compressed,
+    check_reload,
+    count_parameters,
+    export,
+    load,
+    planned_shapes,
+    save,
+)
+from lorap_exp.models.loading import load_model
+from lorap_exp.planning.plan import Plan
+from lorap_exp.preparation import Inputs
+from lorap_exp.reporting.progress import Meter, bar, say
+
+
+@dataclass(frozen=True)
+class Compression:
+    """What is known of a saved model: parameters by part, seconds and peak bytes.
+
+    `plan` is the plan as carried out; `curve` the losses of the recovery.
+    """
+
+    plan: Plan
+    parameters: dict[str, dict[str, int]]
+    seconds: dict[str, float]
+    peak_memory: dict[str, int]
+    curve: dict[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def from_dict(raw: dict[str, Any]) -> "Compression":
+        return Compression(**raw | {"plan": Plan.from_dict(raw["plan"])})
+
+
+def analyse(cfg: Config, inputs: Inputs, job: Job, meter: Meter) -> None:
+    """The analysis that was asked for, on the dense model, into the job's folder."""
+    if cfg.analysis is None or job.read("spectra.json") is not None:
+        return
+    assert inputs.calibration is not None
+    dtype = getattr(torch, cfg.dtype)
+    dense = load_model(cfg.model, inputs.model_config, inputs.device, dtype, cfg.seed)
+    with meter.stage("analysis"):
+        spectra = measure_spectra(
+            dense,
+            inputs.calibration,
+            cfg.analysis.metrics,
+            cfg.analysis.shares,
+            batch_size=cfg.calibration.batch_size,
+            progress=bar("analysis", "block"),
+        )
+    job.write("spectra.json", [asdict(spectrum) for spectrum in spectra])
+    plot_spectra(spectra, cfg.model.name, job.folder / "spectra.png")
+
+
+def compress_or_reuse(
+    cfg: Config, inputs: Inputs, job: Job, meter: Meter
+) -> tuple[PreTrainedModel, Compression]:
+    """The compressed model: from the job's folder when it was saved, else made and saved.
+
+    A model that goes on to recovery is kept apart until that is done.
+    """
+    final = inputs.stack.recovery is None
+    folder = job.model_folder if final else job.folder / "compressed"
+    dtype = getattr(torch, cfg.dtype)
+    if (raw := job.read("compression.json")) is not None:
+        say("  compressed before, reloaded")
+        recovered = not final and job.read("recovery.json") is not None
+        source = job.model_folder if recovered else folder
+        return load(source, inputs.device, dtype), Compression.from_dict(raw)
+    with meter.stage("load"):
+        dense = load_model(cfg.model, inputs.model_config, inputs.device, dtype, cfg.seed)
+    parameters = {"dense": count_parameters(dense)}
+    plan = inputs.plan
+    with meter.stage("compress"):
+        if inputs.calibration is not None and not plan.is_dense:
+            plan = compress(
+                dense,
+                inputs.stack.stages,
+                plan,
+                ids=inputs.calibration,
+                batch_size=cfg.calibration.batch_size,
+                propagation=cfg.calibration.propagation,
+                progress=bar("compress", "block"),
+            )
+        model = as_compressed(dense, plan)
+    parameters["compressed"] = count_parameters(model)
+    with meter.stage("save"):
+        if final:
+            model = export(model, inputs.model_config, plan, cfg.export)
+        save_checked(inputs, model, folder)
+    compression = Compression(plan, parameters, dict(meter.seconds), dict(meter.peak_memory))
+    job.write("plan.json", asdict(plan))
+    job.write("compression.json", asdict(compression))
+    return model, compression
+
+
+def recover_or_reuse(
+    cfg: Config,
+    inputs: Inputs,
+    job: Job,
+    meter: Meter,
+    compressed: tuple[PreTrainedModel, Compression],
+) -> tuple[PreTrainedModel, Compression]:
+    """The recovered model and what is known of it; without a recovery, what was given."""
+    model, before = compressed
+    if inputs.stack.recovery is None:
+        return compressed
+    if (raw := job.read("recovery.json")) is not None:
+        say("  recovered before, reloaded")
+        return model, Compression.from_dict(raw)
+    with meter.stage("recovery"):
+        model, plan, curve = inputs.stack.recovery.recover(
+            model, before.plan, inputs.examples, job.folder / "recovery", bar("recovery", "step")
+        )
+        model.config.compressed_modules = planned_shapes(inputs.model_config, plan)
+    parameters = before.parameters | {"compressed": count_parameters(model)}
+    with meter.stage("save"):
+        model = export(model, inputs.model_config, plan, cfg.export)
+        save_checked(inputs, model, job.model_folder)
+    seconds, peak = before.seconds | meter.seconds, before.peak_memory | meter.peak_memory
+    after = Compression(plan, parameters, seconds, peak, asdict(curve))
+    job.write("plan.json", asdict(plan))
+    job.write("recovery.json", asdict(after))
+    job.discard("compressed", "recovery")
+    step, best = curve.best
+    say(f"  validation loss {curve.validation[0][1]:.3f} -> {best:.3f} at step {step}")
+    return model, after
+
+
+def save_checked(inputs: Inputs, model: PreTrainedModel, folder: Path) -> None:
+    """Save a model, and compare the reload with it."""
+    save(model, inputs.tokenizer, folder)
+    check_reload(model, folder, check_batch(inputs))
+
+
+def check_batch(inputs: Inputs) -> Tensor:
+    """A few real sequences on which the reloaded model is compared."""
+    if inputs.calibration is not None:
+        return inputs.calibration[:2]
+    if inputs.suite.texts:
+        return inputs.suite.texts[0][1][:2]
+    return torch.tensor([inputs.tokenizer("The quick brown fox.")["input_ids"]])

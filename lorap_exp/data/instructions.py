@@ -1,0 +1,77 @@
+"""Training examples for recovery: alpaca-style instructions, or windows of plain text.
+
+An example is (ids, labels), int64 of one length; a label of -100 is not scored.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from datasets import load_dataset
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from lorap_exp.errors import LorapError
+
+Example = tuple[Tensor, Tensor]
+ALPACA = "yahma/alpaca-cleaned"
+WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further "
+    "context. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
+)
+WITHOUT_INPUT = (
+    "Below is an instruction that describes a task. Write a response that appropriately "
+    "completes the request.\n\n### Instruction:\n{instruction}\n\n### Response:\n"
+)
+
+
+def read_instructions(file: str | None) -> list[dict[str, str]]:
+    """Rows with instruction, input and output: from a JSON file, or alpaca-cleaned from the hub."""
+    if file is not None:
+        path = Path(file).expanduser()
+        if not path.is_file():
+            raise LorapError(f"recovery.file must be an existing JSON file, got '{file}'")
+        rows: list[dict[str, str]] = json.loads(path.read_text(encoding="utf-8"))
+        return rows
+    try:
+        return list(load_dataset(ALPACA, split="train"))
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise LorapError(
+            f"recovery.text=alpaca needs '{ALPACA}' from the hub or recovery.file; got: {first}"
+        ) from error
+
+
+def encode(
+    rows: Sequence[dict[str, str]], tokenizer: PreTrainedTokenizerBase, cutoff: int
+) -> list[Example]:
+    """Prompt and answer as one sequence of at most `cutoff` tokens; only the answer is scored."""
+    examples = []
+    for row in rows:
+        template = WITH_INPUT if row.get("input") else WITHOUT_INPUT
+        prompt = tokenizer(template.format(**row))["input_ids"]
+        answer = tokenizer(row["output"], add_special_tokens=False)["input_ids"]
+        ids = torch.tensor([*prompt, *answer, tokenizer.eos_token_id])[:cutoff]
+        labels = ids.clone()
+        labels[: len(prompt)] = -100
+        if (labels != -100).any():
+            examples.append((ids, labels))
+    return examples
+
+
+def windows(ids: Tensor) -> list[Example]:
+    """Plain text: every token of every window (N, T) is scored."""
+    return [(row, row.clone()) for row in ids]
+
+
+def collate(examples: Sequence[Example], pad: int) -> tuple[Tensor, Tensor, Tensor]:
+    """ids, labels and attention mask (B, T), padded on the right to the longest example."""
+    length = max(len(ids) for ids, _ in examples)
+    shape = (len(examples), length)
+    ids, labels = torch.full(shape, pad), torch.full(shape, -100)
+    mask = torch.zeros(shape, dtype=torch.long)
+    for row, (one, label) in enumerate(examples):
+        ids[row, : len(one)], labels[row, : len(one)], mask[row, : len(one)] = one, label, 1
+    return ids, labels, mask

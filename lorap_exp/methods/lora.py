@@ -1,0 +1,213 @@
+"""Recovery of a compressed model by LoRA, merged back into its shapes (LoRAP, section 4).
+
+`published`: the factors are multiplied out, adapters of rank r train on the dense products, are
+merged, and each product is factored again by plain SVD at rank k + r, so the tuned model is a
+little larger. `direct`: adapters train on the factors and the pruned MLP and are merged without
+changing a shape.
+"""
+
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from peft import LoraConfig, get_peft_model
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lorap_exp.calibration.sampling import sample_windows
+from lorap_exp.data.embedded import Embedded
+from lorap_exp.data.instructions import Example, collate, encode, read_instructions, windows
+from lorap_exp.data.source import DataSource
+from lorap_exp.errors import LorapError
+from lorap_exp.methods.low_rank import factorise
+from lorap_exp.models.checkpoint import decoder_family, multiply_out
+from lorap_exp.models.modeling_compressed import LowRankLinear
+from lorap_exp.planning.plan import Plan
+from lorap_exp.training.loop import Curve, Schedule, train
+
+
+@dataclass(frozen=True, config={"extra": "forbid"})
+class LoraRecovery:
+    """LoRA over every projection of the decoder.
+
+    Attributes:
+        path: direct, or published (see above).
+        text: alpaca (instructions, only answers scored), or windows of a calibration text.
+        split: of the text; `file` a JSON file of instructions, null for alpaca-cleaned.
+        samples: examples in all, null for everything there is (instructions only).
+        validation_samples: of them, held out; the weights of the best validation loss stay.
+        cutoff: tokens of an example.
+        epochs: passes over the examples; `max_steps` ends earlier.
+    """
+
+    path: Literal["direct", "published"]
+    text: Literal["alpaca", "c4", "wikitext2", "embedded"]
+    split: Literal["train", "validation"]
+    file: str | None
+    samples: Annotated[int, Field(ge=2)] | None
+    validation_samples: Annotated[int, Field(ge=1)]
+    cutoff: Annotated[int, Field(ge=2)]
+    rank: Annotated[int, Field(ge=1)]
+    alpha: Annotated[int, Field(ge=1)]
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    learning_rate: Annotated[float, Field(gt=0)]
+    warmup_steps: Annotated[int, Field(ge=0)]
+    epochs: Annotated[int, Field(ge=1)]
+    max_steps: Annotated[int, Field(ge=1)] | None
+    batch_size: Annotated[int, Field(ge=1)]
+    micro_batch: Annotated[int, Field(ge=1)]
+    evaluate_every: Annotated[int, Field(ge=1)]
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.text != "alpaca" and self.samples is None:
+            raise ValueError("samples must be set for a text, got null")
+
+    def schedule(self, examples: int) -> Schedule:
+        """Optimisation settings for a training set of this size."""
+        steps = max(1, self.epochs * examples // self.batch_size)
+        steps = steps if self.max_steps is None else min(steps, self.max_steps)
+        return Schedule(
+            learning_rate=self.learning_rate,
+            warmup_steps=min(self.warmup_steps, steps // 2),
+            steps=steps,
+            batch_size=self.batch_size,
+            micro_batch=self.micro_batch,
+            weight_decay=0.0,
+            clip=1.0,
+            evaluate_every=self.evaluate_every,
+            seed=self.seed,
+        )
+
+    def examples(self, tokenizer: PreTrainedTokenizerBase, data: DataSource) -> list[Example]:
+        """Instructions, or windows of text, in a random order that the seed decides."""
+        if self.text == "alpaca":
+            rows = read_instructions(self.file)
+            random.Random(self.seed).shuffle(rows)
+            found = encode(rows[: self.samples], tokenizer, self.cutoff)
+        else:
+            source = Embedded() if self.text == "embedded" else data
+            ids = sample_windows(
+                source.documents(self.text, self.split),
+                tokenizer,
+                samples=self.samples or 0,
+                length=self.cutoff,
+                seed=self.seed,
+            )
+            found = windows(ids)
+        if len(found) <= self.validation_samples:
+            raise LorapError(
+                f"method.stages.recovery.validation_samples must be below the {len(found)} "
+                f"examples there are, got {self.validation_samples}"
+            )
+        return found
+
+    def recover(
+        self,
+        model: PreTrainedModel,
+        plan: Plan,
+        examples: Sequence[Example],
+        folder: Path,
+        progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+    ) -> tuple[PreTrainedModel, Plan, Curve]:
+        """Tune a compressed model in place.
+
+        Returns:
+            The model, the plan with the ranks it now has, and the loss curve.
+        """
+        held = examples[: self.validation_samples]
+        training = examples[self.validation_samples :]
+        factored = factored_layers(model)
+        if self.path == "published":
+            for path, layer in factored.items():
+                model.set_submodule(path, multiply_out(layer))
+        adapted = self._adapt(model)
+        pad = pad_token(model)
+
+        def loss(batch: Sequence[Example]) -> Tensor:
+            adapted.train()
+            return batch_loss(adapted, batch, pad)
+
+        @torch.no_grad()
+        def validate() -> float:
+            adapted.eval()
+            parts = [held[i : i + self.micro_batch] for i in range(0, len(held), self.micro_batch)]
+            losses = [batch_loss(adapted, part, pad).item() * len(part) for part in parts]
+            return sum(losses) / len(held)
+
+        curve = train(
+            {name: p for name, p in adapted.named_parameters() if p.requires_grad},
+            training,
+            loss,
+            validate,
+            schedule=self.schedule(len(training)),
+            folder=folder,
+            progress=progress,
+        )
+        merged = adapted.merge_and_unload().eval().requires_grad_(False)
+        if self.path == "published":
+            plan = self._factor_again(merged, plan, factored)
+        return merged, plan, curve
+
+    def _adapt(self, model: PreTrainedModel) -> Any:
+        """The model with fresh adapters; their initialisation follows from the seed."""
+        torch.manual_seed(self.seed)
+        settings = LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            target_modules=linear_paths(model),
+            bias="none",
+        )
+        return get_peft_model(model, settings)
+
+    def _factor_again(
+        self, model: PreTrainedModel, plan: Plan, factored: Mapping[str, LowRankLinear]
+    ) -> Plan:
+        """Plain SVD at rank k + r, where that still saves parameters."""
+        larger = {}
+        for path, before in factored.items():
+            linear: Any = model.get_submodule(path)
+            rank, (outs, ins) = before.rank + self.rank, linear.weight.shape
+            if rank * (outs + ins) < outs * ins:
+                larger[path] = rank
+                model.set_submodule(path, factorise(linear, None, rank))
+        family = decoder_family(model)
+        blocks = []
+        for block in plan.blocks:
+            paths = {name: family.path(block.index, name) for name in block.ranks}
+            ranks = {name: larger[path] for name, path in paths.items() if path in larger}
+            blocks.append(replace(block, ranks=ranks))
+        return replace(plan, blocks=tuple(blocks))
+
+
+def factored_layers(model: PreTrainedModel) -> dict[str, LowRankLinear]:
+    """Every factorised layer by path."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, LowRankLinear)}
+
+
+def pad_token(model: PreTrainedModel) -> int:
+    """A token to fill masked positions with: its value changes nothing."""
+    end = model.config.eos_token_id
+    return int(end[0] if isinstance(end, list) else end or 0)
+
+
+def linear_paths(model: PreTrainedModel) -> list[str]:
+    """Every linear layer of the decoder's blocks, factors one by one."""
+    inside = decoder_family(model).layers + "."
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and name.startswith(inside)
+    ]
+
+
+def batch_loss(model: PreTrainedModel, batch: Sequence[Example], pad: int) -> Tensor:
+    """Mean next-token loss over the scored tokens of a batch."""
+    ids, labels, mask = (part.to(model.device) for part in collate(batch, pad))
+    return model(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False).loss

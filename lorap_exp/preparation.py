@@ -1,0 +1,72 @@
+"""Everything a job needs apart from weights, checked before any is read."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from lorap_exp.calibration.sampling import read_documents, sample_windows
+from lorap_exp.config import Config
+from lorap_exp.data.instructions import Example
+from lorap_exp.data.source import DataSource, open_source
+from lorap_exp.evaluation.suite import Suite, prepare_suite
+from lorap_exp.job import Job
+from lorap_exp.methods.stage import Stack, build_stack, plan_stack
+from lorap_exp.models.checkpoint import count_parameters
+from lorap_exp.models.families import family_of, shapes_of
+from lorap_exp.models.loading import load_config, load_tokenizer, meta_model, resolve_device
+from lorap_exp.planning.plan import Plan
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything a job needs apart from weights; `calibration` is (samples, length) or None."""
+
+    device: torch.device
+    model_config: PreTrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    data: DataSource
+    stack: Stack
+    plan: Plan
+    calibration: Tensor | None
+    examples: list[Example]
+    suite: Suite
+
+
+def prepare(cfg: Config, job: Job) -> Inputs:
+    """Check model, method, data and budget; plan; tokenise. No weight is read."""
+    device = resolve_device(cfg.device)
+    stack = build_stack(cfg.method)
+    data = open_source(cfg.data)
+    model_config = load_config(cfg.model)
+    empty = meta_model(model_config)
+    plan = plan_stack(
+        stack.stages,
+        shapes_of(empty),
+        cfg.ratio,
+        protect=cfg.method.protect,
+        whole=count_parameters(empty)["total"] if cfg.ratio_of == "model" else None,
+    )
+    tokenizer = load_tokenizer(cfg.model)
+    bos = tokenizer.bos_token_id if family_of(model_config.model_type).bos_every_chunk else None
+    suite = prepare_suite(cfg.evaluation, data, tokenizer, job.folder / "tasks", bos)
+    needed = not plan.is_dense or cfg.analysis is not None
+    ids = calibration_ids(cfg, data, tokenizer, bos) if needed else None
+    examples = [] if stack.recovery is None else stack.recovery.examples(tokenizer, data)
+    return Inputs(device, model_config, tokenizer, data, stack, plan, ids, examples, suite)
+
+
+def calibration_ids(
+    cfg: Config, data: DataSource, tokenizer: PreTrainedTokenizerBase, bos: int | None
+) -> Tensor:
+    """Calibration tokens (samples, length)."""
+    asked = cfg.calibration
+    return sample_windows(
+        read_documents(asked, data),
+        tokenizer,
+        samples=asked.samples,
+        length=asked.length,
+        seed=asked.seed + cfg.seed,
+        bos=bos,
+    )

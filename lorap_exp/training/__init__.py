@@ -1,0 +1,1 @@
+"""Training a few parameters of a model, resumable at any step."""

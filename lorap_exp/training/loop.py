@@ -1,0 +1,197 @@
+"""The training loop: AdamW over optimiser steps, validation watched, best weights kept as a copy.
+
+State lies in safetensors and JSON, so a run that is cut goes on with the same batches, the same
+dropout and the same optimiser moments: the order of batches follows from the seed and the step.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from lorap_exp.errors import LorapError
+
+Example = TypeVar("Example")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Optimisation settings; a step is one optimiser step over `batch_size` examples.
+
+    Attributes:
+        decay: shape of the learning rate after warm-up, down to zero at the last step.
+        clip: largest gradient norm.
+        evaluate_every: steps between validations, each of which also saves the state.
+    """
+
+    learning_rate: float
+    warmup_steps: int
+    steps: int
+    batch_size: int
+    micro_batch: int
+    weight_decay: float
+    clip: float
+    evaluate_every: int
+    seed: int
+    decay: str = "linear"
+
+    def rate(self, step: int) -> float:
+        """Learning rate of step 0, 1, ..., steps - 1; it reaches its minimum at the last."""
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        progress = (step - self.warmup_steps + 1) / max(self.steps - self.warmup_steps, 1)
+        factor = 1 - progress if self.decay == "linear" else (1 + math.cos(math.pi * progress)) / 2
+        return self.learning_rate * factor
+
+
+@dataclass
+class Curve:
+    """What was seen: loss of each step, and (step, validation loss) with the best of them."""
+
+    train: list[float] = field(default_factory=list)
+    validation: list[tuple[int, float]] = field(default_factory=list)
+
+    @property
+    def best(self) -> tuple[int, float]:
+        return min(self.validation, key=lambda point: point[1])
+
+
+def train(
+    parameters: Mapping[str, nn.Parameter],
+    examples: Sequence[Example],
+    loss: Callable[[Sequence[Example]], Tensor],
+    validate: Callable[[], float],
+    *,
+    schedule: Schedule,
+    folder: Path,
+    progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+) -> Curve:
+    """Train `parameters` in place and leave them at the best validation loss.
+
+    Args:
+        parameters: by name; only they change.
+        examples: training set.
+        loss: mean loss of a micro-batch, differentiable.
+        validate: validation loss of the parameters as they are.
+        schedule: optimisation settings.
+        folder: where the state is kept; a state that is there is gone on from.
+        progress: wraps the range of steps.
+
+    Raises:
+        LorapError: a non-finite loss, with the step.
+    """
+    optimiser = torch.optim.AdamW(
+        list(parameters.values()), lr=0.0, betas=(0.9, 0.999), weight_decay=schedule.weight_decay
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    start, curve = _restore(parameters, optimiser, folder)
+    if start == 0:
+        _measure(0, curve, validate, parameters, folder)
+    micro = math.ceil(schedule.batch_size / schedule.micro_batch)
+    for step in progress(range(start, schedule.steps)):
+        torch.manual_seed(schedule.seed * 1_000_003 + step)
+        batch = _batch(examples, schedule, step)
+        total = 0.0
+        for part in range(micro):
+            chosen = batch[part * schedule.micro_batch : (part + 1) * schedule.micro_batch]
+            if not chosen:
+                break
+            value = loss(chosen) * (len(chosen) / len(batch))
+            if not torch.isfinite(value):
+                raise LorapError(f"training: the loss of step {step} is not finite")
+            value.backward()
+            total += value.item()
+        nn.utils.clip_grad_norm_(list(parameters.values()), schedule.clip)
+        for group in optimiser.param_groups:
+            group["lr"] = schedule.rate(step)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        curve.train.append(total)
+        done = step + 1
+        if done % schedule.evaluate_every == 0 or done == schedule.steps:
+            _measure(done, curve, validate, parameters, folder)
+            _save(done, curve, parameters, optimiser, folder)
+    best = load_file(folder / "best.safetensors")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(best[name])
+    return curve
+
+
+def _batch(examples: Sequence[Example], schedule: Schedule, step: int) -> list[Example]:
+    """Examples of a step: a new permutation each epoch."""
+    found: list[Example] = []
+    for position in range(step * schedule.batch_size, (step + 1) * schedule.batch_size):
+        epoch, index = divmod(position, len(examples))
+        generator = torch.Generator().manual_seed(schedule.seed * 7919 + epoch)
+        order = torch.randperm(len(examples), generator=generator)
+        found.append(examples[int(order[index])])
+    return found
+
+
+def _measure(
+    step: int,
+    curve: Curve,
+    validate: Callable[[], float],
+    parameters: Mapping[str, nn.Parameter],
+    folder: Path,
+) -> None:
+    """Validate, and copy the weights when they are the best so far."""
+    value = validate()
+    if not math.isfinite(value):
+        raise LorapError(f"training: the validation loss after step {step} is not finite")
+    curve.validation.append((step, value))
+    if curve.best[0] == step:
+        weights = {name: p.detach().cpu().contiguous() for name, p in parameters.items()}
+        _write(weights, folder / "best.safetensors")
+
+
+def _save(
+    step: int,
+    curve: Curve,
+    parameters: Mapping[str, nn.Parameter],
+    optimiser: torch.optim.Optimizer,
+    folder: Path,
+) -> None:
+    state = {}
+    for name, parameter in parameters.items():
+        moments = optimiser.state[parameter]
+        state[f"{name}|weight"] = parameter.detach().cpu().contiguous()
+        for key in ("exp_avg", "exp_avg_sq"):
+            state[f"{name}|{key}"] = moments[key].cpu().contiguous()
+    metadata = {"curve": json.dumps(asdict(curve) | {"step": step})}
+    _write(state, folder / "state.safetensors", metadata)
+
+
+def _write(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    partial = path.with_name(path.name + ".partial")
+    save_file(tensors, partial, metadata)
+    partial.replace(path)
+
+
+def _restore(
+    parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer, folder: Path
+) -> tuple[int, Curve]:
+    """The step to go on from, and what was seen before it."""
+    path = folder / "state.safetensors"
+    if not path.is_file():
+        return 0, Curve()
+    with safe_open(path, framework="pt") as file:
+        raw = json.loads(file.metadata()["curve"])
+    state = load_file(path)
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(state[f"{name}|weight"])
+            optimiser.state[parameter] = {
+                "step": torch.tensor(float(raw["step"])),
+                "exp_avg": state[f"{name}|exp_avg"].to(parameter),
+                "exp_avg_sq": state[f"{name}|exp_avg_sq"].to(parameter),
+            }
+    return raw["step"], Curve(raw["train"], [(s, v) for s, v in raw["validation"]])

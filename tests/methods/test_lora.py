@@ -1,0 +1,149 @@
+"""Recovery: both paths, the shapes they leave, and going on after a cut."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from lorap_exp import pipeline
+from lorap_exp.config import Config
+from lorap_exp.data.instructions import collate, encode
+from lorap_exp.errors import LorapError
+from lorap_exp.methods.lora import LoraRecovery, linear_paths
+from lorap_exp.methods.stage import build_stack
+from lorap_exp.models.tiny import byte_tokenizer
+from lorap_exp.training.loop import Schedule
+
+Make = Callable[..., Config]
+FAST = [
+    "method=lorap_lora",
+    "ratio=0.4",
+    "evaluation.zero_shot=null",
+    "method.stages.recovery.text=embedded",
+    "method.stages.recovery.samples=40",
+    "method.stages.recovery.validation_samples=8",
+    "method.stages.recovery.cutoff=32",
+    "method.stages.recovery.batch_size=8",
+    "method.stages.recovery.max_steps=6",
+    "method.stages.recovery.evaluate_every=2",
+    "method.stages.recovery.learning_rate=0.01",
+]
+
+
+@pytest.mark.parametrize("path", ["direct", "published"])
+def test_recovery_lowers_the_loss(tmp_path: Path, config: Make, path: str) -> None:
+    plain = pipeline.run(config(*FAST, "method.stages.recovery=null"), tmp_path / "plain")
+    tuned = pipeline.run(config(*FAST, f"method.stages.recovery.path={path}"), tmp_path / "tuned")
+    losses = [loss for _, loss in tuned.recovery["validation"]]
+    assert min(losses) < losses[0]
+    assert tuned.scores.perplexity[0].perplexity < plain.scores.perplexity[0].perplexity
+    before, after = plain.plan.blocks[0], tuned.plan.blocks[0]
+    assert after.widths == before.widths
+    if path == "direct":
+        assert after.ranks == before.ranks
+        assert tuned.parameters == plain.parameters
+    else:
+        break_even = {"q": 32, "k": 64 / 3, "v": 64 / 3, "o": 32}
+        larger = {name: rank + 8 for name, rank in before.ranks.items()}
+        assert after.ranks == {n: r for n, r in larger.items() if r < break_even[n]}
+    assert not (tmp_path / "tuned" / "compressed").exists()
+
+
+def test_a_cut_recovery_goes_on_to_the_same_loss(
+    tmp_path: Path, config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unbroken = pipeline.run(config(*FAST), tmp_path / "unbroken")
+    from lorap_exp import compression
+
+    def cutting(label: str, unit: str = "it") -> Callable[[Iterable[Any]], Iterable[Any]]:
+        def wrap(items: Iterable[Any]) -> Iterator[Any]:
+            for number, item in enumerate(items):
+                if label == "recovery" and number == 5:
+                    raise KeyboardInterrupt
+                yield item
+
+        return wrap
+
+    monkeypatch.setattr(compression, "bar", cutting)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run(config(*FAST), tmp_path / "cut")
+    monkeypatch.undo()
+    resumed = pipeline.run(config(*FAST), tmp_path / "cut")
+    assert resumed.recovery["train"] == pytest.approx(unbroken.recovery["train"], abs=1e-6)
+    assert resumed.scores.perplexity[0].nll == pytest.approx(
+        unbroken.scores.perplexity[0].nll, abs=1e-6
+    )
+
+
+def test_adapters_cover_every_projection(tiny: Callable[..., PreTrainedModel], family: str) -> None:
+    paths = linear_paths(tiny(family))
+    assert len(paths) == 2 * (6 if family == "opt" else 7)
+    assert not any("lm_head" in path for path in paths)
+
+
+def test_only_answers_are_scored(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer()
+    rows = [
+        {"instruction": "Say hi.", "input": "", "output": "hi"},
+        {"instruction": "x" * 500, "input": "y", "output": "cut off"},
+    ]
+    examples = encode(rows, tokenizer, cutoff=300)
+    assert len(examples) == 1  # nothing of the second answer is left
+    ids, labels = examples[0]
+    scored = ids[labels != -100]
+    assert tokenizer.decode(scored[:-1]) == "hi" and scored[-1] == tokenizer.eos_token_id
+    batch, _, mask = collate([examples[0], (ids[:5], labels[:5])], pad=0)
+    assert batch.shape == mask.shape == (2, len(ids))
+    assert mask.sum().item() == len(ids) + 5
+
+
+def test_instructions_from_a_file(tmp_path: Path, config: Make) -> None:
+    path = tmp_path / "alpaca.json"
+    rows = [{"instruction": f"Say {i}.", "input": "", "output": str(i)} for i in range(12)]
+    path.write_text(json.dumps(rows))
+    recovery = build_stack(
+        config(
+            "method=lorap_lora",
+            f"method.stages.recovery.file={path}",
+            "method.stages.recovery.validation_samples=4",
+        ).method
+    ).recovery
+    assert isinstance(recovery, LoraRecovery)
+    from lorap_exp.data.embedded import Embedded
+
+    assert len(recovery.examples(byte_tokenizer(), Embedded())) == 12
+
+
+def test_the_learning_rate_reaches_its_minimum_at_the_last_step() -> None:
+    for decay in ("linear", "cosine"):
+        schedule = Schedule(1e-3, 3, 20, 8, 2, 0.0, 1.0, 5, 0, decay)
+        rates = [schedule.rate(step) for step in range(20)]
+        assert max(rates) == pytest.approx(1e-3) and rates.index(max(rates)) == 2
+        assert rates[-1] == pytest.approx(0, abs=1e-9)
+        assert rates[2:] == sorted(rates[2:], reverse=True)
+
+
+def test_recovery_comes_last(config: Make) -> None:
+    method = config("method=lorap_lora").method
+    moved = {"recovery": method.stages["recovery"], **method.stages}
+    with pytest.raises(LorapError, match="recovery must come last, but attention follows it"):
+        build_stack(method.model_copy(update={"stages": moved}))
+
+
+def test_micro_batches_change_nothing(tmp_path: Path, config: Make) -> None:
+    losses = []
+    for micro in (2, 8):
+        run = pipeline.run(
+            config(
+                *FAST,
+                f"method.stages.recovery.micro_batch={micro}",
+                "method.stages.recovery.dropout=0",
+            ),
+            tmp_path / str(micro),
+        )
+        losses.append(torch.tensor(run.recovery["train"]))
+    torch.testing.assert_close(losses[0], losses[1], atol=1e-4, rtol=1e-4)
