@@ -72,7 +72,7 @@ def compress_or_reuse(
 
     A model that goes on to recovery is kept apart until that is done.
     """
-    final = inputs.stack.recovery is None
+    final = not inputs.recovers
     folder = job.model_folder if final else job.folder / "compressed"
     dtype = getattr(torch, cfg.dtype)
     if (raw := job.read("compression.json")) is not None:
@@ -116,8 +116,9 @@ def recover_or_reuse(
 ) -> tuple[PreTrainedModel, Compression]:
     """The recovered model and what is known of it; without a recovery, what was given."""
     model, before = compressed
-    if inputs.stack.recovery is None:
+    if not inputs.recovers:
         return compressed
+    assert inputs.stack.recovery is not None
     if (raw := job.read("recovery.json")) is not None:
         say("  recovered before, reloaded")
         return model, Compression.from_dict(raw)

@@ -163,6 +163,7 @@ class Config(Section):
     output_root: str
     export: Literal["factored", "dense"]
     keep_model: bool
+    published: Literal["llama_7b"] | None
     analysis: AnalysisConfig | None
     model: ModelConfig
     method: MethodConfig
@@ -179,7 +180,9 @@ class Config(Section):
 def identity(dumped: Mapping[str, Any]) -> dict[str, Any]:
     """The part that decides the numbers: not where results are written or logged."""
     return {
-        k: v for k, v in dumped.items() if k not in ("name", "output_root", "keep_model", "logging")
+        k: v
+        for k, v in dumped.items()
+        if k not in ("name", "output_root", "keep_model", "published", "logging")
     }
 
 

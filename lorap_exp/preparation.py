@@ -33,6 +33,11 @@ class Inputs:
     examples: list[Example]
     suite: Suite
 
+    @property
+    def recovers(self) -> bool:
+        """A dense model has nothing to recover."""
+        return self.stack.recovery is not None and not self.plan.is_dense
+
 
 def prepare(cfg: Config, job: Job) -> Inputs:
     """Check model, method, data and budget; plan; tokenise. No weight is read."""
@@ -53,7 +58,8 @@ def prepare(cfg: Config, job: Job) -> Inputs:
     suite = prepare_suite(cfg.evaluation, data, tokenizer, job.folder / "tasks", bos)
     needed = not plan.is_dense or cfg.analysis is not None
     ids = calibration_ids(cfg, data, tokenizer, bos) if needed else None
-    examples = [] if stack.recovery is None else stack.recovery.examples(tokenizer, data)
+    tuned = stack.recovery is not None and not plan.is_dense
+    examples = stack.recovery.examples(tokenizer, data) if tuned and stack.recovery else []
     return Inputs(device, model_config, tokenizer, data, stack, plan, ids, examples, suite)
 
 

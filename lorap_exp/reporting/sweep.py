@@ -7,6 +7,7 @@ from typing import Any
 
 from lorap_exp.errors import LorapError
 from lorap_exp.reporting.plots import plot_sweep
+from lorap_exp.reporting.published import beside_published
 from lorap_exp.reporting.result import Result
 from lorap_exp.reporting.table import frame, markdown
 
@@ -58,7 +59,12 @@ def write_report(sweep: Sweep) -> str:
     )
     table.to_csv(sweep.folder / "report.csv", index=False)
     plot_sweep(table, perplexities, sweep.folder.name, sweep.folder / "report.png")
-    text = "\n".join([f"# {sweep.folder.name}", "", markdown(table), *notes(sweep)])
+    lines = [f"# {sweep.folder.name}", "", markdown(table)]
+    compared, sources = beside_published(sweep.results)
+    if not compared.empty:
+        lines += ["## Measured beside published", "", markdown(compared)]
+        lines += [f"- {source}" for source in sources] + [""]
+    text = "\n".join([*lines, *notes(sweep)])
     (sweep.folder / "report.md").write_text(text, encoding="utf-8")
     return text
 

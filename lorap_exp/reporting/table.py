@@ -63,7 +63,7 @@ def distinctions(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
 
 def _flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     for key, value in node.items():
-        if prefix == "" and key in ("name", "output_root", "logging"):
+        if prefix == "" and key in ("name", "output_root", "keep_model", "published", "logging"):
             continue
         if isinstance(value, Mapping):
             yield from _flatten(value, f"{prefix}{key}.")

@@ -10,8 +10,9 @@ from lorap_exp import pipeline
 from lorap_exp.config import Config
 from lorap_exp.errors import LorapError
 from lorap_exp.job import write_json
+from lorap_exp.reporting.published import beside_published, tables
 from lorap_exp.reporting.sweep import collect, write_report
-from lorap_exp.reporting.table import distinctions
+from lorap_exp.reporting.table import TASK_COLUMNS, distinctions
 
 Make = Callable[..., Config]
 
@@ -67,3 +68,34 @@ def test_seeds_become_a_mean_and_a_spread(tmp_path: Path, config: Make) -> None:
     assert table.loc[0, "pydoc A"] == pytest.approx(statistics.mean(scores))
     assert table.loc[0, "pydoc A ±"] == pytest.approx(statistics.stdev(scores))
     assert f"{statistics.mean(scores):.2f} ± {statistics.stdev(scores):.2f}" in text
+
+
+def test_measured_stands_beside_published(config: Make, tmp_path: Path, shared: Path) -> None:
+    cfg = config(
+        "ratio=0.2",
+        "published=llama_7b",
+        "data=local",
+        f"data.folder={shared / 'data'}",
+        "calibration=c4",
+        "evaluation.zero_shot=null",
+    )
+    result = pipeline.run(cfg, tmp_path)
+    table, sources = beside_published([result])
+    assert list(table["what"]) == ["measured, tiny", "published, llama_7b", "difference"]
+    measured = result.scores.perplexity[0].perplexity
+    assert table["WikiText-2"].tolist() == pytest.approx([measured, 15.69, measured - 15.69])
+    assert "2404.09695" in sources[0]
+    assert "Measured beside published" in write_report(collect(tmp_path))
+
+
+def test_embedded_data_are_never_compared(config: Make, tmp_path: Path) -> None:
+    cfg = config("ratio=0.2", "published=llama_7b", "evaluation.zero_shot=null")
+    assert beside_published([pipeline.run(cfg, tmp_path)])[0].empty
+
+
+def test_published_means_are_the_means_of_their_tasks() -> None:
+    for table in tables().values():
+        for row in table["rows"]:
+            values = dict(zip(table["columns"], row["values"], strict=True))
+            mean = statistics.mean(v for k, v in values.items() if k in TASK_COLUMNS.values())
+            assert mean == pytest.approx(values["mean7_paper"], abs=0.011)
