@@ -1,6 +1,7 @@
 """The command line: Hydra composes, `pipeline.run` works, errors become one sentence."""
 
 import difflib
+import hashlib
 import os
 import re
 import sys
@@ -11,17 +12,26 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from lorap_exp.catalogue import catalogue, conf_folder
+from lorap_exp.catalogue import ORDER, catalogue, conf_folder
 from lorap_exp.config import Config, validate
 from lorap_exp.errors import LorapError
 
 OmegaConf.register_new_resolver(
-    "slug", lambda text: re.sub(r"[^\w.=,+-]+", "_", text) or "default", replace=True
-)
-OmegaConf.register_new_resolver(
     "basename", lambda path: Path(str(path)).name or str(path), replace=True
 )
+
+
+def slug(text: str) -> str:
+    """A folder's name for the overrides of a job: no slashes, at most 160 characters."""
+    name = re.sub(r"[^\w.=,+-]+", "_", text) or "default"
+    if len(name) <= 160:
+        return name
+    return f"{name[:147]}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+OmegaConf.register_new_resolver("slug", slug, replace=True)
 
 
 @hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")
@@ -64,13 +74,20 @@ def main() -> None:
     if {"-m", "--multirun"} & set(sys.argv[1:]):  # argparse takes it in front of overrides only
         rest = [argument for argument in sys.argv[1:] if argument not in ("-m", "--multirun")]
         sys.argv[1:] = ["--multirun", *rest]
+    for argument in sys.argv[1:]:
+        group, _, option = argument.partition("=")
+        if group in ORDER[:6] and option in ("", "null"):
+            options = sorted(path.stem for path in (conf_folder() / group).glob("*.yaml"))
+            sys.exit(f"error: {group} must be one of {', '.join(options)}, got '{option}'")
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
         job()
     except LorapError as error:
         sys.exit(f"error: {error}")
-    except HydraException as error:
+    except (HydraException, OmegaConfBaseException) as error:
         sys.exit(f"error: {explain(error)}")
+    except OSError as error:
+        sys.exit(f"error: output_root or a file cannot be used: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted: the same command goes on from here")
 
@@ -92,7 +109,7 @@ def command(name: str, arguments: list[str]) -> None:
         sys.exit(f"error: {error}")
 
 
-def explain(error: HydraException) -> str:
+def explain(error: Exception) -> str:
     """One sentence for a configuration that Hydra cannot compose."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
@@ -107,8 +124,11 @@ def explain(error: HydraException) -> str:
 
 def unknown_key(key: str) -> str:
     """Name the misspelled key, the nearest ones and the settings of its level."""
+    groups = [a for a in sys.argv[1:] if re.fullmatch(r"[a-z]+=[\w/]+", a)]
+    chosen = [a for a in groups if (conf_folder() / f"{a.replace('=', '/')}.yaml").is_file()]
     with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        known = sorted(_keys(OmegaConf.to_container(hydra.compose("config"), resolve=False)))
+        composed = hydra.compose("config", [a for a in chosen if "experiment=" not in a])
+    known = sorted(_keys(OmegaConf.to_container(composed, resolve=False)))
     level = key.rpartition(".")[0]
     beside = [k for k in known if k.rpartition(".")[0] == level] or known
     near = difflib.get_close_matches(key, known, n=1)

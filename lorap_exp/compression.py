@@ -96,10 +96,10 @@ def compress_or_reuse(
                 progress=bar("compress", "block"),
             )
         model = as_compressed(dense, plan)
-    parameters["compressed"] = count_parameters(model)
     with meter.stage("save"):
         if final:
             model = export(model, inputs.model_config, plan, cfg.export)
+        parameters["compressed"] = count_parameters(model)
         save_checked(inputs, model, folder)
     compression = Compression(plan, parameters, dict(meter.seconds), dict(meter.peak_memory))
     job.write("plan.json", asdict(plan))
@@ -127,9 +127,9 @@ def recover_or_reuse(
             model, before.plan, inputs.examples, job.folder / "recovery", bar("recovery", "step")
         )
         model.config.compressed_modules = planned_shapes(inputs.model_config, plan)
-    parameters = before.parameters | {"compressed": count_parameters(model)}
     with meter.stage("save"):
         model = export(model, inputs.model_config, plan, cfg.export)
+        parameters = before.parameters | {"compressed": count_parameters(model)}
         save_checked(inputs, model, job.model_folder)
     seconds, peak = before.seconds | meter.seconds, before.peak_memory | meter.peak_memory
     after = Compression(plan, parameters, seconds, peak, asdict(curve))

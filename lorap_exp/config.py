@@ -95,12 +95,18 @@ class CalibrationConfig(Section):
     batch_size: Annotated[int, Field(ge=1)]
     propagation: Literal["compressed", "original"]
 
+    @model_validator(mode="after")
+    def _files_when_text_is_files(self) -> "CalibrationConfig":
+        if self.text == "files" and not self.files:
+            raise ValueError("files must name at least one file when text is files")
+        return self
+
 
 class PerplexityConfig(Section):
     """A profile and the texts scored under it."""
 
     profile: ProfileName
-    texts: tuple[Literal["wikitext2", "ptb"], ...]
+    texts: Annotated[tuple[Literal["wikitext2", "ptb"], ...], Field(min_length=1)]
     max_tokens: Annotated[int, Field(ge=2)] | None
     batch_size: Annotated[int, Field(ge=1)]
 
@@ -108,7 +114,7 @@ class PerplexityConfig(Section):
 class ZeroShotConfig(Section):
     """lm-eval tasks."""
 
-    tasks: tuple[TaskName, ...]
+    tasks: Annotated[tuple[TaskName, ...], Field(min_length=1)]
     limit: Annotated[int, Field(ge=1)] | None
     batch_size: Annotated[int, Field(ge=1)]
 
@@ -147,8 +153,10 @@ class AnalysisConfig(Section):
     """Measurements of the dense model: the energy spectrum of every matrix."""
 
     name: Literal["spectrum"]
-    shares: tuple[Annotated[float, Field(gt=0, lt=1)], ...]
-    metrics: tuple[Literal["svd", "awsvd", "afm", "activation"], ...]
+    shares: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(min_length=1)]
+    metrics: Annotated[
+        tuple[Literal["svd", "awsvd", "afm", "activation"], ...], Field(min_length=1)
+    ]
 
 
 class Config(Section):
@@ -200,7 +208,9 @@ def explain(error: ValidationError, prefix: str = "") -> str:
     for problem in error.errors():
         parts = [prefix, *(str(p) for p in problem["loc"] if p not in ("str", "int", "float"))]
         key = ".".join(part for part in parts if part)
-        sentences.append(f"{key} {_rule(problem)}, got {problem['input']!r}")
+        missing = problem["type"] in ("missing", "missing_argument")
+        given = "" if missing else f", got {problem['input']!r}"
+        sentences.append(f"{key} {_rule(problem)}{given}")
     return "; ".join(sentences)
 
 

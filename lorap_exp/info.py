@@ -19,6 +19,8 @@ def describe(folder: Path) -> str:
     Raises:
         LorapError: the folder holds no checkpoint.
     """
+    if (folder / "model" / "config.json").is_file():
+        folder = folder / "model"
     if not (folder / "config.json").is_file():
         raise LorapError(f"a model's folder holds config.json, got '{folder}'")
     config = AutoConfig.from_pretrained(folder)

@@ -114,7 +114,8 @@ def _reason(error: BaseException) -> str:
 
 def _refuse_other(job: Job, cfg: Config) -> None:
     before = job.read("config.json")
-    if before is None or job.read("compression.json") is None:
+    started = any((job.folder / name).exists() for name in ("compression.json", "spectra.json"))
+    if before is None or not started:
         return
     differences = list(_differences(identity(before), identity(cfg.dump())))
     if differences:

@@ -60,6 +60,6 @@ def summarise(
         parameters=compression.parameters,
         recovery=compression.curve,
         scores=scores,
-        seconds=compression.seconds | meter.seconds,
+        seconds=compression.seconds | meter.seconds | scores.seconds(),
         peak_memory=compression.peak_memory | meter.peak_memory,
     )

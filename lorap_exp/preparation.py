@@ -10,6 +10,7 @@ from lorap_exp.calibration.sampling import read_documents, sample_windows
 from lorap_exp.config import Config
 from lorap_exp.data.instructions import Example
 from lorap_exp.data.source import DataSource, open_source
+from lorap_exp.errors import LorapError
 from lorap_exp.evaluation.suite import Suite, prepare_suite
 from lorap_exp.job import Job
 from lorap_exp.methods.stage import Stack, build_stack, plan_stack
@@ -56,11 +57,22 @@ def prepare(cfg: Config, job: Job) -> Inputs:
     tokenizer = load_tokenizer(cfg.model)
     bos = tokenizer.bos_token_id if family_of(model_config.model_type).bos_every_chunk else None
     suite = prepare_suite(cfg.evaluation, data, tokenizer, job.folder / "tasks", bos)
+    check_length(cfg, model_config)
     needed = not plan.is_dense or cfg.analysis is not None
     ids = calibration_ids(cfg, data, tokenizer, bos) if needed else None
     tuned = stack.recovery is not None and not plan.is_dense
-    examples = stack.recovery.examples(tokenizer, data) if tuned and stack.recovery else []
+    examples = stack.recovery.examples(tokenizer, data, bos) if tuned and stack.recovery else []
     return Inputs(device, model_config, tokenizer, data, stack, plan, ids, examples, suite)
+
+
+def check_length(cfg: Config, model_config: PreTrainedConfig) -> None:
+    """No sequence is longer than the model's positions."""
+    most = getattr(model_config, "max_position_embeddings", None)
+    if most is not None and cfg.calibration.length > most:
+        raise LorapError(
+            f"calibration.length must be at most {most}, the positions of the model, "
+            f"got {cfg.calibration.length}"
+        )
 
 
 def calibration_ids(

@@ -9,7 +9,8 @@ from lorap_exp.reporting.sweep import collect, write_report
 def show(folder: Path) -> str:
     """Write the report of a sweep; return its table and where it lies."""
     text = write_report(collect(folder))
-    return f"{text}\n\nreport: {folder}/report.md, report.csv, report.png"
+    written = ", ".join(path.name for path in sorted(folder.glob("report.*")))
+    return f"{text}\n\nreport in {folder}: {written}"
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ OPTIONS = [
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_composes_and_builds(group: str, option: str) -> None:
-    extra = ["model.path=some/where"] if option == "custom" else []
+    needed = {"custom": ["model.path=some/where"], "text": ["calibration.files=[a.txt]"]}
+    extra = needed.get(option, [])
     cfg = validate(compose([f"{group}={option}", *extra]))
     assert build_stack(cfg.method).stages or cfg.ratio == 0
 
@@ -50,6 +51,9 @@ def test_the_catalogue_knows_every_group() -> None:
         (["+calibration.typo=1"], "calibration.typo is not a setting"),
         (["data=local", "data.folder=null"], "folder must be set when source is local"),
         (["model.path=null"], "path must be a hub id or a local folder"),
+        (["calibration=text"], "files must name at least one file"),
+        (["analysis=spectrum", "analysis.metrics=[]"], "analysis.metrics .* at least 1 item"),
+        (["~dtype"], "^dtype must be set$"),
     ],
 )
 def test_wrong_values_are_one_sentence(overrides: list[str], message: str) -> None:

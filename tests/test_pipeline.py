@@ -172,7 +172,7 @@ def test_no_weight_is_read_for_bad_input(
         ("calibration.samples=1000000", "calibration.samples x calibration.length"),
         ("device=cuda:7", "device must be"),
         ("ratio=0.99", "cannot be planned"),
-        ("calibration=c4", "calibration.text must be embedded or files"),
+        ("calibration=c4", "calibration.text must be embedded or local files"),
     ]:
         with pytest.raises(LorapError, match=message):
             pipeline.run(config(override), tmp_path / override)

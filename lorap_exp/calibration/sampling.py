@@ -22,21 +22,31 @@ def read_documents(calibration: CalibrationConfig, data: DataSource) -> list[str
     """The calibration text as documents, from `data`, local files or the embedded text."""
     if calibration.text == "files":
         return [d for name in calibration.files for d in _split_file(name, calibration.separator)]
-    if calibration.text == "embedded":
-        return list(Embedded().documents("embedded", calibration.split))
+    return read_text(calibration.text, calibration.split, data, "calibration")
+
+
+def read_text(text: str, split: str, data: DataSource, setting: str) -> list[str]:
+    """Documents of a named text; `setting` is the section that an error names."""
+    if text == "embedded":
+        return list(Embedded().documents("embedded", split))
     if data.name == "embedded":
         raise LorapError(
-            f"calibration.text must be embedded or files when data.source is embedded, "
-            f"got '{calibration.text}'"
+            f"{setting}.text must be embedded or local files when data.source is embedded, "
+            f"got '{text}'"
         )
-    return list(data.documents(calibration.text, calibration.split))
+    if text == "c4" and split != "train":
+        raise LorapError(f"{setting}.split must be train for c4, got '{split}'")
+    return list(data.documents(text, split))
 
 
 def _split_file(name: str, separator: str) -> list[str]:
     path = Path(name).expanduser()
     if not path.is_file():
         raise LorapError(f"calibration.files must name existing text files, got '{name}'")
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise LorapError(f"calibration.files must be UTF-8 text, got '{name}'") from error
     if separator == "file":
         return [text]
     return [part for part in text.split("\n" if separator == "line" else "\n\n") if part.strip()]
@@ -50,6 +60,7 @@ def sample_windows(
     length: int,
     seed: int,
     bos: int | None = None,
+    setting: str = "calibration.samples x calibration.length",
 ) -> Tensor:
     """Token ids (samples, length); with `bos`, each window begins with it.
 
@@ -88,7 +99,7 @@ def sample_windows(
                 available += found if found > length else 0
     if available < samples * length:
         raise LorapError(
-            f"calibration.samples x calibration.length must be at most the {available} tokens of "
+            f"{setting} must be at most the {available} tokens of "
             f"the documents longer than {length} tokens, got {samples} x {length}"
         )
     return torch.tensor(windows, dtype=torch.long)

@@ -31,17 +31,26 @@ def read_instructions(file: str | None) -> list[dict[str, str]]:
     """Rows with instruction, input and output: from a JSON file, or alpaca-cleaned from the hub."""
     if file is not None:
         path = Path(file).expanduser()
+        wanted = "method.stages.recovery.file must be a JSON list of {instruction, input, output}"
         if not path.is_file():
-            raise LorapError(f"recovery.file must be an existing JSON file, got '{file}'")
-        rows: list[dict[str, str]] = json.loads(path.read_text(encoding="utf-8"))
-        return rows
+            raise LorapError(f"{wanted}, got '{file}', which does not exist")
+        try:
+            rows = json.loads(path.read_text(encoding="utf-8"))
+            return [{key: row.get(key, "") for key in ("input",)} | _required(row) for row in rows]
+        except (ValueError, KeyError, AttributeError) as error:
+            raise LorapError(f"{wanted}, got '{file}': {error!r}") from error
     try:
         return list(load_dataset(ALPACA, split="train"))
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise LorapError(
-            f"recovery.text=alpaca needs '{ALPACA}' from the hub or recovery.file; got: {first}"
+            f"method.stages.recovery.text=alpaca needs '{ALPACA}' from the hub, or "
+            f"method.stages.recovery.file; got: {first}"
         ) from error
+
+
+def _required(row: dict[str, str]) -> dict[str, str]:
+    return {key: row[key] for key in ("instruction", "output")}
 
 
 def encode(

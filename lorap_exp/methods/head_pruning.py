@@ -12,7 +12,6 @@ from pydantic.dataclasses import dataclass
 
 from lorap_exp.calibration.statistics import SquaredNorm
 from lorap_exp.calibration.walk import Statistic, Statistics
-from lorap_exp.errors import LorapError
 from lorap_exp.methods.channel_pruning import select, weighted
 from lorap_exp.models.families import Block
 from lorap_exp.ops.channels import group_norms, keep_channels
@@ -45,6 +44,8 @@ class HeadPruning:
         return UniformWidths(Rounding(uniform=False))
 
     def prices(self, shape: BlockShape) -> list[Price]:
+        if not shape.groups:
+            raise ValueError("the attention of this family has a fixed number of heads")
         dense = sum(shape.matrices[name].parameters for name in self.targets)
         groups = shape.groups
         return [Price(shape.index, "heads", "width", dense, dense // groups, groups)]
@@ -58,11 +59,6 @@ class HeadPruning:
     def compress(self, block: Block, plan: BlockPlan, statistics: Statistics) -> None:
         if "heads" not in plan.widths:
             return
-        if not block.family.heads_from_shapes:
-            raise LorapError(
-                f"method.stages: heads cannot be pruned in the {block.family.model_type} family, "
-                f"whose attention has a fixed number of heads"
-            )
         groups = block.shape().groups
         rows, columns = weighted(block, ROWS, statistics), weighted(block, COLUMNS, statistics)
         kept = keep_channels(group_norms(rows, columns, groups), plan.widths["heads"], 0)

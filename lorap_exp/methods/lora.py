@@ -19,8 +19,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lorap_exp.calibration.sampling import sample_windows
-from lorap_exp.data.embedded import Embedded
+from lorap_exp.calibration.sampling import read_text, sample_windows
 from lorap_exp.data.instructions import Example, collate, encode, read_instructions, windows
 from lorap_exp.data.source import DataSource
 from lorap_exp.errors import LorapError
@@ -68,8 +67,8 @@ class LoraRecovery:
         if self.text != "alpaca" and self.samples is None:
             raise ValueError("samples must be set for a text, got null")
 
-    def schedule(self, examples: int) -> Schedule:
-        """Optimisation settings for a training set of this size."""
+    def schedule(self, examples: int, dtype: torch.dtype) -> Schedule:
+        """Optimisation settings for a training set of this size and a model of this dtype."""
         steps = max(1, self.epochs * examples // self.batch_size)
         steps = steps if self.max_steps is None else min(steps, self.max_steps)
         return Schedule(
@@ -82,30 +81,53 @@ class LoraRecovery:
             clip=1.0,
             evaluate_every=self.evaluate_every,
             seed=self.seed,
+            loss_scale=2.0**14 if dtype == torch.float16 else 1.0,
         )
 
-    def examples(self, tokenizer: PreTrainedTokenizerBase, data: DataSource) -> list[Example]:
-        """Instructions, or windows of text, in a random order that the seed decides."""
+    def examples(
+        self, tokenizer: PreTrainedTokenizerBase, data: DataSource, bos: int | None
+    ) -> list[Example]:
+        """Instructions, or windows of text, in a random order that the seed decides.
+
+        The first `validation_samples` are the held-out ones; they share no document with the rest.
+        """
         if self.text == "alpaca":
             rows = read_instructions(self.file)
             random.Random(self.seed).shuffle(rows)
             found = encode(rows[: self.samples], tokenizer, self.cutoff)
         else:
-            source = Embedded() if self.text == "embedded" else data
-            ids = sample_windows(
-                source.documents(self.text, self.split),
-                tokenizer,
-                samples=self.samples or 0,
-                length=self.cutoff,
-                seed=self.seed,
-            )
-            found = windows(ids)
+            found = windows(self._windows(tokenizer, data, bos))
         if len(found) <= self.validation_samples:
             raise LorapError(
                 f"method.stages.recovery.validation_samples must be below the {len(found)} "
                 f"examples there are, got {self.validation_samples}"
             )
         return found
+
+    def _windows(
+        self, tokenizer: PreTrainedTokenizerBase, data: DataSource, bos: int | None
+    ) -> Tensor:
+        """Windows of disjoint documents: the held-out ones first."""
+        assert self.samples is not None
+        documents = read_text(self.text, self.split, data, "method.stages.recovery")
+        random.Random(self.seed).shuffle(documents)
+        held = min(self.validation_samples, self.samples - 1)
+        cut = max(1, round(len(documents) * held / self.samples))
+        parts = ((documents[:cut], held), (documents[cut:], self.samples - held))
+        return torch.cat(
+            [
+                sample_windows(
+                    part,
+                    tokenizer,
+                    samples=samples,
+                    length=self.cutoff,
+                    seed=self.seed,
+                    bos=bos,
+                    setting="method.stages.recovery.samples x cutoff",
+                )
+                for part, samples in parts
+            ]
+        )
 
     def recover(
         self,
@@ -145,7 +167,7 @@ class LoraRecovery:
             training,
             loss,
             validate,
-            schedule=self.schedule(len(training)),
+            schedule=self.schedule(len(training), model.dtype),
             folder=folder,
             progress=progress,
         )

@@ -1,6 +1,7 @@
 """Low-rank factorisation of projections: LoRAP's attention stage (arXiv 2404.09695, 3.1)."""
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Annotated, Literal
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from lorap_exp.calibration.statistics import SecondMoment, SquaredNorm
 from lorap_exp.calibration.walk import Statistic, Statistics
+from lorap_exp.errors import LorapError
 from lorap_exp.models.families import Block
 from lorap_exp.models.modeling_compressed import LowRankLinear, reshape_linear
 from lorap_exp.ops.low_rank import energies, project_outputs
@@ -75,9 +77,11 @@ class LowRank:
         budget = sum(plan.shapes(shape)[name].parameters for name in names)
         if budget == sum(price.dense for price in prices):
             return plan
-        spectra = [
-            energies(block.weight(name), self._metric(name, statistics)).tolist() for name in names
-        ]
+        spectra = []
+        for name in names:
+            with naming(name, block):
+                spectrum = energies(block.weight(name), self._metric(name, statistics))
+            spectra.append(spectrum.tolist())
         sizes = dict(zip(names, rule.refine(prices, spectra, budget), strict=True))
         ranks = {name: rank for name, rank in plan.ranks.items() if name not in names}
         return replace(plan, ranks=ranks | {n: r for n, r in sizes.items() if r is not None})
@@ -86,7 +90,9 @@ class LowRank:
         for name in self._present(block.family.matrices):
             if name in plan.ranks:
                 metric = self._metric(name, statistics)
-                block.replace(name, factorise(block.linear(name), metric, plan.ranks[name]))
+                with naming(name, block):
+                    low_rank = factorise(block.linear(name), metric, plan.ranks[name])
+                block.replace(name, low_rank)
 
     def _present(self, matrices: Container[str]) -> list[str]:
         """Targets that the family has: a two-matrix MLP has no gate."""
@@ -94,6 +100,15 @@ class LowRank:
 
     def _metric(self, name: str, statistics: Statistics) -> Tensor | None:
         return metric_of(self.metric, name, statistics, self.exponent)
+
+
+@contextmanager
+def naming(name: str, block: Block) -> Iterator[None]:
+    """Say which matrix could not be factorised."""
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        raise LorapError(f"compress: {name} in block {block.index}: {error}") from error
 
 
 def metric_statistics(metric: Metric) -> Mapping[str, Callable[[], Statistic]]:

@@ -58,7 +58,9 @@ class Stage(Protocol):
 class Recovery(Protocol):
     """The last step of a method: tune the compressed model."""
 
-    def examples(self, tokenizer: PreTrainedTokenizerBase, data: DataSource) -> list[Example]:
+    def examples(
+        self, tokenizer: PreTrainedTokenizerBase, data: DataSource, bos: int | None
+    ) -> list[Example]:
         """Training examples, read and tokenised before any weight is loaded."""
         ...
 
@@ -118,6 +120,11 @@ def _build(name: str, settings: Mapping[str, Any]) -> Any:
         return get_class(settings["_target_"])(**fields)
     except ValidationError as error:
         raise LorapError(explain(error, f"method.stages.{name}")) from error
+    except (KeyError, ImportError, ValueError) as error:
+        raise LorapError(
+            f"method.stages.{name}._target_ must name a class, as the files of conf/stage do, "
+            f"got {settings.get('_target_')!r}"
+        ) from error
 
 
 def plan_stack(
@@ -145,6 +152,10 @@ def plan_stack(
         return assemble(ratio, shapes, [])
     if not stages:
         raise LorapError(f"ratio must be 0 for a method without stages, got {ratio}")
+    if sum(protect) >= len(shapes):
+        raise LorapError(
+            f"method.protect must leave at least one of the {len(shapes)} blocks, got {protect}"
+        )
     open_ = shapes[protect[0] : len(shapes) - protect[1]]
     targets = {name for stage in stages for name in stage.targets}
 
@@ -152,8 +163,10 @@ def plan_stack(
         matrices = [m for shape in blocks for n, m in shape.matrices.items() if n in targets]
         return sum(matrix.parameters for matrix in matrices)
 
+    if not targeted(open_):
+        raise LorapError(f"ratio must be 0 when no stage has a target in this model, got {ratio}")
     counted = targeted(shapes) if whole is None else whole
-    effective = ratio if counted == targeted(open_) else ratio * counted / max(targeted(open_), 1)
+    effective = ratio if counted == targeted(open_) else ratio * counted / targeted(open_)
     if not effective < 1:
         raise LorapError(
             f"ratio must leave something of the {targeted(open_)} weights that may change, "
@@ -161,8 +174,8 @@ def plan_stack(
         )
     sizes: list[tuple[Price, int | None]] = []
     for stage in stages:
-        prices = [price for shape in open_ for price in stage.prices(shape)]
         try:
+            prices = [price for shape in open_ for price in stage.prices(shape)]
             allocated = stage.rule.allocate(prices, effective)
         except ValueError as error:
             raise LorapError(f"ratio {ratio} cannot be planned: {error}") from error

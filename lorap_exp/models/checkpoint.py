@@ -59,7 +59,7 @@ def export(model: PreTrainedModel, dense: PreTrainedConfig, plan: Plan, form: st
         dense: configuration of the dense model.
         plan: as carried out.
         form: "factored" keeps the factors, "dense" multiplies them out (in float32). In either
-            form, a model whose layers then all have one shape becomes a stock architecture.
+            form, a model that a stock configuration describes becomes a stock architecture.
     """
     if form == "dense":
         plan = replace(plan, blocks=tuple(replace(block, ranks={}) for block in plan.blocks))
@@ -67,25 +67,34 @@ def export(model: PreTrainedModel, dense: PreTrainedConfig, plan: Plan, form: st
             if isinstance(module, LowRankLinear):
                 model.set_submodule(path, multiply_out(module))
         model.config.compressed_modules = planned_shapes(dense, plan)
-    width = stock_width(plan)
-    if width is None or dense.model_type == "phi3":
+    changes = stock_changes(dense, plan)
+    if changes is None:
         return model
-    settings = _settings(dense)
-    if width:
-        settings["ffn_dim" if dense.model_type == "opt" else "intermediate_size"] = width
-    stock = type(dense)(**settings)
+    stock = type(dense)(**_settings(dense) | changes)
     return _rebuild(model, type(meta_model(stock)), stock)
 
 
-def stock_width(plan: Plan) -> int | None:
-    """The one MLP width of a plan that changes nothing else; 0 for none; None when it is mixed."""
-    changes = {(tuple(block.ranks), tuple(block.widths.items())) for block in plan.blocks}
-    if len(changes) > 1:
+def stock_changes(dense: PreTrainedConfig, plan: Plan) -> dict[str, int] | None:
+    """Settings of the stock configuration that describe a plan; None when nothing stock does.
+
+    Every block must have the same widths and no factors. Phi-3's projections stay split.
+    """
+    shapes = {(tuple(block.ranks), tuple(block.widths.items())) for block in plan.blocks}
+    if len(shapes) > 1 or dense.model_type == "phi3":
         return None
-    ranks, widths = changes.pop()
-    if ranks or any(name != "mlp" for name, _ in widths):
+    ranks, widths = shapes.pop()
+    sizes, changes = dict(widths), {}
+    if ranks:
         return None
-    return widths[0][1] if widths else 0
+    if "mlp" in sizes:
+        width = "ffn_dim" if dense.model_type == "opt" else "intermediate_size"
+        changes[width] = sizes["mlp"]
+    if "heads" in sizes:
+        heads = dense.num_attention_heads // dense.num_key_value_heads * sizes["heads"]
+        if dense.hidden_size % heads or getattr(dense, "head_dim", None) is None:
+            return None
+        changes |= {"num_attention_heads": heads, "num_key_value_heads": sizes["heads"]}
+    return changes
 
 
 @torch.no_grad()
@@ -146,12 +155,18 @@ def load(
     return model.eval().requires_grad_(False).to(device)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def check_reload(model: PreTrainedModel, folder: Path, ids: torch.Tensor) -> None:
-    """Raise unless the saved model gives the logits of the model in memory on a batch of ids."""
-    reloaded = load(folder, model.device, model.dtype)
-    expected, got = model(ids.to(model.device)).logits, reloaded(ids.to(model.device)).logits
-    difference = (expected.float() - got.float()).norm() / expected.float().norm()
+    """Raise unless the saved model gives the logits of the model in memory on a batch of ids.
+
+    The model waits on the CPU meanwhile, so that a GPU never holds two.
+    """
+    device, dtype = model.device, model.dtype
+    expected = model(ids.to(device)).logits.float().cpu()
+    model.to(torch.device("cpu"))  # type: ignore[arg-type]
+    got = load(folder, device, dtype)(ids.to(device)).logits.float().cpu()
+    model.to(device)  # type: ignore[arg-type]
+    difference = (expected - got).norm() / expected.norm()
     if not difference <= 1e-5:
         raise LorapError(
             f"the checkpoint in '{folder}' must reproduce the model in memory, but its logits "

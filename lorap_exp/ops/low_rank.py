@@ -81,6 +81,8 @@ def energies(W_OI: Tensor, metric: Tensor | None) -> Tensor:
     Their tail sum from r is the squared error of the best rank-r approximation.
     """
     A_OI = apply_root(W_OI, metric)
+    if not torch.isfinite(A_OI).all():
+        raise ValueError("the weight or its metric is not finite")
     gram = A_OI @ A_OI.mT if A_OI.shape[0] <= A_OI.shape[1] else A_OI.mT @ A_OI
     return torch.linalg.eigvalsh(gram).flip(0).clamp_min(0)
 

@@ -31,7 +31,8 @@ class MatrixShape:
 class BlockShape:
     """The compressible weights of decoder block `index`; norms and biases are not counted.
 
-    `groups` is the number of key-value heads: the units in which attention can be pruned.
+    `groups` is the number of key-value heads, the units in which attention can be pruned; 0 where
+    the family has a fixed number of heads.
     """
 
     index: int
@@ -81,10 +82,10 @@ class BlockPlan:
                 outs = self.widths.get("mlp", outs)
             if name == "down":
                 ins = self.widths.get("mlp", ins)
-            if name in ("q", "k", "v"):
-                outs = outs // dense.groups * self.widths.get("heads", dense.groups)
-            if name == "o":
-                ins = ins // dense.groups * self.widths.get("heads", dense.groups)
+            if name in ("q", "k", "v") and "heads" in self.widths:
+                outs = outs // dense.groups * self.widths["heads"]
+            if name == "o" and "heads" in self.widths:
+                ins = ins // dense.groups * self.widths["heads"]
             found[name] = MatrixShape(name, outs, ins, self.ranks.get(name))
         return found
 

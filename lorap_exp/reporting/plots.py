@@ -13,6 +13,7 @@ def plot_sweep(table: pd.DataFrame, perplexities: Sequence[str], title: str, pat
     means = [name for name in table.columns if name.endswith("_paper")]
     panels = [*perplexities, *means]
     if not panels:
+        path.unlink(missing_ok=True)
         return
     figure, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 3.9), squeeze=False)
     for axis, panel in zip(axes[0], panels, strict=True):
@@ -21,7 +22,7 @@ def plot_sweep(table: pd.DataFrame, perplexities: Sequence[str], title: str, pat
             axis.errorbar(
                 rows["ratio"], rows[panel], yerr=errors, marker="o", capsize=3, label=label
             )
-        axis.set_xlabel("ratio of decoder weights removed")
+        axis.set_xlabel("ratio removed")
         axis.grid(alpha=0.3)
         if panel in perplexities:
             axis.set_yscale("log")

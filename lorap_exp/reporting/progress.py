@@ -25,7 +25,7 @@ def say(line: str) -> None:
 
 
 class Meter:
-    """Seconds and peak bytes of each stage of a job."""
+    """Seconds and peak bytes of each stage of a job; a stage that comes again adds up."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -38,10 +38,12 @@ class Meter:
         self._reset_peak()
         start = time.perf_counter()
         yield
-        self.seconds[name] = time.perf_counter() - start
-        self.peak_memory |= self._peak(name)
-        peak = max(v for k, v in self.peak_memory.items() if k.startswith(name))
-        say(f"  {name}: {self.seconds[name]:.1f} s, peak {peak / 2**30:.2f} GiB")
+        seconds = time.perf_counter() - start
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+        peaks = self._peak(name)
+        for key, peak in peaks.items():
+            self.peak_memory[key] = max(peak, self.peak_memory.get(key, 0))
+        say(f"  {name}: {seconds:.1f} s, peak {max(peaks.values()) / 2**30:.2f} GiB")
 
     def _reset_peak(self) -> None:
         if self.device.type == "cuda":

@@ -8,7 +8,7 @@ import pandas as pd
 import yaml
 
 from lorap_exp.reporting.result import Result
-from lorap_exp.reporting.table import cells
+from lorap_exp.reporting.table import cells, flatten
 
 
 def tables() -> dict[str, dict[str, Any]]:
@@ -21,7 +21,8 @@ def tables() -> dict[str, dict[str, Any]]:
 def beside_published(results: Sequence[Result]) -> tuple[pd.DataFrame, list[str]]:
     """Three rows for each result that has a published counterpart, and the sources of those.
 
-    Results on embedded data have none: they cannot be compared.
+    Results on embedded data, under another profile or with other settings of the method have
+    none: they cannot be compared. A subset of the text or of the questions is named as such.
     """
     known = tables()
     rows: list[dict[str, Any]] = []
@@ -31,6 +32,9 @@ def beside_published(results: Sequence[Result]) -> tuple[pd.DataFrame, list[str]
         if name is None or not result.comparable:
             continue
         measured = cells(result)
+        settings = dict(flatten(result.config))
+        if any(settings.get(k, str(v)) != str(v) for k, v in known[name]["requires"].items()):
+            continue
         for row in known[name]["rows"]:
             if (row["method"], row["ratio"]) != (measured["method"], measured["ratio"]):
                 continue
@@ -39,10 +43,16 @@ def beside_published(results: Sequence[Result]) -> tuple[pd.DataFrame, list[str]
             head = {"method": row["method"], "ratio": row["ratio"]}
             rows += [
                 head
-                | {"what": f"measured, {measured['model']}"}
+                | {"what": f"measured, {measured['model']}{subset(settings)}"}
                 | {c: measured[c] for c in shared},
                 head | {"what": f"published, {name}"} | {c: published[c] for c in shared},
                 head | {"what": "difference"} | {c: measured[c] - published[c] for c in shared},
             ]
             sources[f"{name}: {known[name]['source']}"] = None
     return pd.DataFrame(rows), list(sources)
+
+
+def subset(settings: dict[str, str]) -> str:
+    """A remark when not everything was scored."""
+    limits = ("evaluation.perplexity.max_tokens", "evaluation.zero_shot.limit")
+    return " (subset)" if any(settings.get(key, "None") != "None" for key in limits) else ""

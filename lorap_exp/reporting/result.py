@@ -22,6 +22,13 @@ class Scores:
     perplexity: tuple[Perplexity, ...]
     tasks: tuple[TaskScore, ...]
 
+    def seconds(self) -> dict[str, float]:
+        """Seconds of the evaluation, over all processes that took part in it."""
+        return {
+            "perplexity": sum(score.seconds for score in self.perplexity),
+            "zero-shot": sum(score.seconds for score in self.tasks),
+        }
+
     def means(self) -> dict[str, Any]:
         """`mean7_paper` and `mean7_acc` (named by the number of tasks), each value and stderr."""
         if not self.tasks:

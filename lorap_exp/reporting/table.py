@@ -1,5 +1,6 @@
 """The paper's table: one row for each job, perplexities, the seven tasks and both means."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,10 @@ TASK_COLUMNS = {
     "arc_challenge": "ARC-c",
     "openbookqa": "OBQA",
 }
+NOT_NUMBERS = ("name", "output_root", "keep_model", "published", "logging", "seed")
+"""Settings that tell no two rows apart; seeds are averaged over."""
+OF_COMPRESSION = ("method.", "calibration.", "export")
+"""Settings without meaning for a dense model."""
 LEADING = ["model", "method", "ratio", "kept", "params (M)"]
 """Settings that tell jobs apart stand between method and ratio."""
 
@@ -42,10 +47,10 @@ def distinctions(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
 
     Of settings that always change together, the shortest name stands for all.
     """
-    flat = [dict(_flatten(config)) for config in configs]
+    flat = [dict(flatten(config)) for config in configs]
     groups: dict[tuple[str, ...], list[dict[str, str]]] = {}
     for config in flat:
-        key = tuple(config[name] for name in ("model.name", "method.name", "ratio"))
+        key = tuple(config.get(name, "-") for name in ("model.name", "method.name", "ratio"))
         groups.setdefault(key, []).append(config)
     varying = {
         name
@@ -61,13 +66,14 @@ def distinctions(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     return found
 
 
-def _flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Settings that can change a number, by dotted name."""
     for key, value in node.items():
-        if prefix == "" and key in ("name", "output_root", "keep_model", "published", "logging"):
+        if prefix == "" and key in NOT_NUMBERS:
             continue
         if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
+            yield from flatten(value, f"{prefix}{key}.")
+        elif not (prefix.startswith("method.") and key == "seed"):
             yield f"{prefix}{key}", str(value)
 
 
@@ -100,45 +106,50 @@ def frame(
     states = ["done"] * len(rows) + [state for _, state in unfinished]
     rows += [leading_cells(config) for config, _ in unfinished]
     configs = [result.config for result in results] + [config for config, _ in unfinished]
-    extra = distinctions(configs)
     table = pd.DataFrame(rows, columns=columns(results))
+    extra = distinctions(configs)
     for position, (name, values) in enumerate(extra.items(), start=2):
-        dense = table["method"] == "dense"
-        table.insert(position, name, pd.Series(values).where(~dense, "-"))
+        applies = (table["method"] != "dense") | (not name.startswith(OF_COMPRESSION))
+        table.insert(position, name, pd.Series(values).where(applies, "-"))
     if unfinished:
         table["status"] = states
+    table["seed"] = [str(config.get("seed", "-")) for config in configs]
     order = ["model", "ratio", "method", *extra]
     table = table.sort_values(order, kind="stable", ignore_index=True)
-    return over_seeds(table) if "seed" in extra else table
+    repeated = (table["method"] == "dense") & table.duplicated([*order, "seed"])
+    table = table[~repeated]
+    several = table["seed"].nunique() > 1
+    table = over_seeds(table, order) if several else table.drop(columns="seed")
+    return table.reset_index(drop=True)
 
 
-def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
+def over_seeds(table: pd.DataFrame, settings: Sequence[str]) -> pd.DataFrame:
     """One row for each setting: means over seeds; ` ±` columns become the spread over seeds.
 
     The spread is the sample standard deviation; `seeds` counts the finished jobs.
     """
-    ratio = list(table.columns).index("ratio")
-    keys = [name for name in table.columns[: ratio + 1] if name != "seed"]
-    keys += [name for name in ("status",) if name in table.columns]
+    after = max(list(table.columns).index(name) for name in settings) + 1
+    keys = [*table.columns[:after], *(name for name in ("status",) if name in table.columns)]
     scores = [
         name
-        for name in table.columns[ratio + 1 :]
-        if name not in (*LEADING, "status") and not name.endswith(" ±")
+        for name in table.columns[after:]
+        if name not in (*LEADING, "status", "seed") and not name.endswith(" ±")
     ]
     grouped = table.groupby(keys, sort=False, dropna=False)
     rows = grouped[["kept", "params (M)", *scores]].mean()
     for name in scores:
         rows.insert(list(rows.columns).index(name) + 1, f"{name} ±", grouped[name].std())
-    rows["seeds"] = grouped[scores[0]].count() if scores else grouped.size()
+    rows["seeds"] = grouped["kept"].count()
     return rows.reset_index()
 
 
 def leading_cells(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What was asked for: model, method, ratio."""
+    """What was asked for: model, method, ratio; a dash or NaN where the configuration is wrong."""
+    ratio = config.get("ratio")
     return {
-        "model": config["model"]["name"],
-        "method": config["method"]["name"],
-        "ratio": config["ratio"],
+        "model": (config.get("model") or {}).get("name", "-"),
+        "method": (config.get("method") or {}).get("name", "-"),
+        "ratio": float(ratio) if isinstance(ratio, int | float) else math.nan,
     }
 
 

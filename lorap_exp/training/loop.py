@@ -28,6 +28,7 @@ class Schedule:
     Attributes:
         decay: shape of the learning rate after warm-up, down to zero at the last step.
         clip: largest gradient norm.
+        loss_scale: factor on the loss, taken off the gradients again: float16 needs 2^14.
         evaluate_every: steps between validations, each of which also saves the state.
     """
 
@@ -41,6 +42,7 @@ class Schedule:
     evaluate_every: int
     seed: int
     decay: str = "linear"
+    loss_scale: float = 1.0
 
     def rate(self, step: int) -> float:
         """Learning rate of step 0, 1, ..., steps - 1; it reaches its minimum at the last."""
@@ -106,9 +108,14 @@ def train(
             value = loss(chosen) * (len(chosen) / len(batch))
             if not torch.isfinite(value):
                 raise LorapError(f"training: the loss of step {step} is not finite")
-            value.backward()
+            (value * schedule.loss_scale).backward()
             total += value.item()
-        nn.utils.clip_grad_norm_(list(parameters.values()), schedule.clip)
+        for parameter in parameters.values():
+            if parameter.grad is not None:
+                parameter.grad /= schedule.loss_scale
+        norm = nn.utils.clip_grad_norm_(list(parameters.values()), schedule.clip)
+        if not torch.isfinite(norm):
+            raise LorapError(f"training: the gradient of step {step} is not finite")
         for group in optimiser.param_groups:
             group["lr"] = schedule.rate(step)
         optimiser.step()
@@ -127,12 +134,14 @@ def train(
 
 def _batch(examples: Sequence[Example], schedule: Schedule, step: int) -> list[Example]:
     """Examples of a step: a new permutation each epoch."""
+    positions = range(step * schedule.batch_size, (step + 1) * schedule.batch_size)
+    orders: dict[int, list[int]] = {}
     found: list[Example] = []
-    for position in range(step * schedule.batch_size, (step + 1) * schedule.batch_size):
-        epoch, index = divmod(position, len(examples))
-        generator = torch.Generator().manual_seed(schedule.seed * 7919 + epoch)
-        order = torch.randperm(len(examples), generator=generator)
-        found.append(examples[int(order[index])])
+    for epoch, index in (divmod(position, len(examples)) for position in positions):
+        if epoch not in orders:
+            generator = torch.Generator().manual_seed(schedule.seed * 7919 + epoch)
+            orders[epoch] = torch.randperm(len(examples), generator=generator).tolist()
+        found.append(examples[orders[epoch][index]])
     return found
 
 

@@ -55,6 +55,13 @@ def test_local_files(
     assert len(read_documents(cfg.calibration, Embedded())) == expected
 
 
+def test_a_file_that_is_no_text_is_named(tmp_path: Path, config: Callable[..., Config]) -> None:
+    (tmp_path / "a.bin").write_bytes(bytes([255, 254, 0, 200]))
+    cfg = config("calibration=text", f"calibration.files=[{tmp_path / 'a.bin'}]")
+    with pytest.raises(LorapError, match="calibration.files must be UTF-8 text"):
+        read_documents(cfg.calibration, Embedded())
+
+
 def test_a_missing_file_is_named(config: Callable[..., Config]) -> None:
     cfg = config("calibration=text", "calibration.files=[nowhere.txt]")
     with pytest.raises(LorapError, match=r"calibration.files .* got 'nowhere.txt'"):

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from lorap_exp import pipeline
 from lorap_exp.config import Config
+from lorap_exp.data.embedded import Embedded
 from lorap_exp.data.instructions import collate, encode
 from lorap_exp.errors import LorapError
 from lorap_exp.methods.lora import LoraRecovery, linear_paths
@@ -113,9 +114,7 @@ def test_instructions_from_a_file(tmp_path: Path, config: Make) -> None:
         ).method
     ).recovery
     assert isinstance(recovery, LoraRecovery)
-    from lorap_exp.data.embedded import Embedded
-
-    assert len(recovery.examples(byte_tokenizer(), Embedded())) == 12
+    assert len(recovery.examples(byte_tokenizer(), Embedded(), None)) == 12
 
 
 def test_the_learning_rate_reaches_its_minimum_at_the_last_step() -> None:
@@ -147,3 +146,33 @@ def test_micro_batches_change_nothing(tmp_path: Path, config: Make) -> None:
         )
         losses.append(torch.tensor(run.recovery["train"]))
     torch.testing.assert_close(losses[0], losses[1], atol=1e-4, rtol=1e-4)
+
+
+def test_held_out_windows_share_no_document_with_the_rest(config: Make) -> None:
+    recovery = build_stack(config(*FAST).method).recovery
+    assert isinstance(recovery, LoraRecovery)
+    tokenizer = byte_tokenizer()
+    examples = recovery.examples(tokenizer, Embedded(), bos=0)
+    assert all(ids[0] == 0 for ids, _ in examples)
+    documents = Embedded().documents("embedded", "train")
+
+    def sources(part: list[Any]) -> set[int]:
+        texts = [str(tokenizer.decode(ids[1:])) for ids, _ in part]
+        return {i for i, d in enumerate(documents) for text in texts if text in d}
+
+    held, rest = sources(examples[:8]), sources(examples[8:])
+    assert held and rest and len(held & rest) <= 1  # a short phrase may stand in two topics
+
+
+def test_a_text_of_another_source_is_refused(config: Make) -> None:
+    recovery = build_stack(config(*FAST, "method.stages.recovery.text=c4").method).recovery
+    assert isinstance(recovery, LoraRecovery)
+    with pytest.raises(LorapError, match=r"method.stages.recovery.text must be embedded"):
+        recovery.examples(byte_tokenizer(), Embedded(), None)
+
+
+def test_float16_losses_are_scaled(config: Make) -> None:
+    recovery = build_stack(config(*FAST).method).recovery
+    assert isinstance(recovery, LoraRecovery)
+    assert recovery.schedule(100, torch.float16).loss_scale == 2**14
+    assert recovery.schedule(100, torch.bfloat16).loss_scale == 1

@@ -120,11 +120,11 @@ def test_the_other_pairings_of_sublayers(
     chosen = stages(config, f"method={method}")
     model = tiny(family, blocks=4)
     shapes = shapes_of(model)
-    plan = plan_stack(chosen, shapes, 0.5)
     if method != "low_rank" and family in ("opt", "phi3"):
-        with pytest.raises(LorapError, match=f"heads cannot be pruned in the {family} family"):
-            compress(model, chosen, plan, ids=IDS, batch_size=4, propagation="compressed")
+        with pytest.raises(LorapError, match="this family has a fixed number of heads"):
+            plan_stack(chosen, shapes, 0.5)
         return
+    plan = plan_stack(chosen, shapes, 0.5)
     done = compress(model, chosen, plan, ids=IDS, batch_size=4, propagation="compressed")
     kept = done.parameters(shapes) / sum(shape.parameters for shape in shapes)
     assert kept == pytest.approx(0.5, abs=0.03)
@@ -175,3 +175,39 @@ def test_spectrum_spends_the_budget_of_its_block(tiny: Tiny, config: Make) -> No
     done = compress(model, chosen, plan, ids=IDS, batch_size=4, propagation="compressed")
     assert done.parameters(shapes) <= plan.parameters(shapes)
     assert done.parameters(shapes) == pytest.approx(plan.parameters(shapes), rel=0.02)
+
+
+@pytest.mark.parametrize("protect", [(0, 2), (2, 0), (0, 31), (1, 1)])
+def test_protecting_everything_is_refused(
+    tiny: Tiny, config: Make, protect: tuple[int, int]
+) -> None:
+    with pytest.raises(LorapError, match=r"method.protect must leave at least one of the 2 blocks"):
+        plan_stack(stages(config), shapes_of(tiny()), 0.3, protect=protect)
+
+
+def test_a_ratio_without_a_target_is_refused(tiny: Tiny, config: Make) -> None:
+    none = stages(config, "method.stages.attention.targets=[]", "method.stages.mlp=null")
+    with pytest.raises(LorapError, match="no stage has a target"):
+        plan_stack(none, shapes_of(tiny()), 0.3)
+    gate = stages(config, "method.stages.attention.targets=[gate]", "method.stages.mlp=null")
+    with pytest.raises(LorapError, match="no stage has a target"):
+        plan_stack(gate, shapes_of(tiny("opt")), 0.3)
+
+
+def test_a_stage_without_a_class_is_named(config: Make) -> None:
+    for wrong in ("{metric:svd}", "{_target_:lorap_exp.nowhere.Stage}"):
+        with pytest.raises(LorapError, match=r"method.stages.x._target_ must name a class"):
+            stages(config, f"+method.stages.x={wrong}")
+
+
+def test_a_non_finite_weight_names_block_and_matrix(tiny: Tiny, config: Make) -> None:
+    model = tiny()
+    blocks_of(model)[1].weight("v")[0, 0] = float("nan")
+    chosen = stages(config, "method=svd_all")
+    plan = plan_stack(chosen, shapes_of(model), 0.4)
+    with pytest.raises(LorapError, match="compress: v in block 1: .* not finite"):
+        compress(model, chosen, plan, ids=IDS, batch_size=4, propagation="compressed")
+
+
+def test_random_scores_follow_the_seed_of_the_job(config: Make) -> None:
+    assert config("seed=3").method.stages["mlp"]["seed"] == 3

@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -8,9 +9,11 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import lorap_exp
+from lorap_exp.config import ModelConfig
 from lorap_exp.errors import LorapError
 from lorap_exp.info import describe
 from lorap_exp.methods.channel_pruning import ChannelPruning
+from lorap_exp.methods.head_pruning import HeadPruning
 from lorap_exp.methods.low_rank import LowRank
 from lorap_exp.methods.stage import Stage, compress, plan_stack
 from lorap_exp.models.checkpoint import (
@@ -21,6 +24,7 @@ from lorap_exp.models.checkpoint import (
     save,
 )
 from lorap_exp.models.families import blocks_of, shapes_of
+from lorap_exp.models.loading import load_config, load_model
 from lorap_exp.models.modeling_compressed import LowRankLinear
 from lorap_exp.models.tiny import byte_tokenizer
 from lorap_exp.planning.plan import Plan
@@ -181,4 +185,39 @@ def test_info_tells_what_was_done(tiny: Tiny, tmp_path: Path) -> None:
     total = sum(parameter.numel() for parameter in result.parameters())
     assert f"{total:,}" in text and f"{4 * total:,}" in text
     with pytest.raises(LorapError, match="holds config.json"):
-        describe(tmp_path)
+        describe(tmp_path / "nowhere")
+    assert describe(tmp_path) == text
+
+
+def test_pruned_heads_become_a_stock_architecture(tiny: Tiny, tmp_path: Path) -> None:
+    model = tiny(heads=8, kv_heads=4)
+    stages: list[Stage] = [HeadPruning("published"), *STAGES[1:]]
+    plan = plan_stack(stages, shapes_of(model), 0.5)
+    compress(model, stages, plan, ids=IDS, batch_size=4, propagation="compressed")
+    stock = export(as_compressed(model, plan), model.config, plan, "factored")
+    assert (stock.config.model_type, stock.config.num_key_value_heads) == ("llama", 2)
+    torch.testing.assert_close(stock(IDS).logits, model(IDS).logits, rtol=0, atol=0)
+
+
+def test_the_checked_model_can_still_be_trained(tiny: Tiny, tmp_path: Path) -> None:
+    """The check moves the model between devices: its parameters must stay ordinary tensors."""
+    result, _ = compressed(tiny())
+    save(result, byte_tokenizer(), tmp_path / "model")
+    check_reload(result, tmp_path / "model", IDS)
+    result.lm_head.weight.requires_grad_(True)
+    result(IDS).logits.sum().backward()
+    assert result.lm_head.weight.grad is not None
+    assert not any(parameter.is_inference() for parameter in result.parameters())
+
+
+def test_sampling_settings_without_sampling_can_be_saved(tiny: Tiny, tmp_path: Path) -> None:
+    dense = tiny()
+    dense.save_pretrained(tmp_path / "dense")
+    settings = {"temperature": 0.9, "top_p": 0.6}
+    (tmp_path / "dense" / "generation_config.json").write_text(json.dumps(settings))
+    model = ModelConfig(
+        name="x", path=str(tmp_path / "dense"), revision=None, wheel=None, random=None
+    )
+    loaded = load_model(model, load_config(model), torch.device("cpu"), torch.float32, seed=0)
+    save(compressed(loaded)[0], byte_tokenizer(), tmp_path / "model")
+    assert (tmp_path / "model" / "model.safetensors").is_file()

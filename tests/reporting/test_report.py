@@ -81,7 +81,7 @@ def test_measured_stands_beside_published(config: Make, tmp_path: Path, shared: 
     )
     result = pipeline.run(cfg, tmp_path)
     table, sources = beside_published([result])
-    assert list(table["what"]) == ["measured, tiny", "published, llama_7b", "difference"]
+    assert list(table["what"]) == ["measured, tiny (subset)", "published, llama_7b", "difference"]
     measured = result.scores.perplexity[0].perplexity
     assert table["WikiText-2"].tolist() == pytest.approx([measured, 15.69, measured - 15.69])
     assert "2404.09695" in sources[0]
@@ -99,3 +99,36 @@ def test_published_means_are_the_means_of_their_tasks() -> None:
             values = dict(zip(table["columns"], row["values"], strict=True))
             mean = statistics.mean(v for k, v in values.items() if k in TASK_COLUMNS.values())
             assert mean == pytest.approx(values["mean7_paper"], abs=0.011)
+
+
+def test_settings_are_never_taken_for_seeds(config: Make, tmp_path: Path) -> None:
+    """Two jobs that differ in seed and metric are two rows, and dense rows keep their profile."""
+    for name, overrides in {
+        "a": ["seed=0", "ratio=0.4"],
+        "b": ["seed=1", "ratio=0.4", "method.stages.attention.metric=svd"],
+        "c": ["seed=0", "ratio=0"],
+        "d": ["seed=0", "ratio=0", "evaluation.perplexity.profile=svd_llm"],
+    }.items():
+        cfg = config(
+            "evaluation.zero_shot=null", "evaluation.perplexity.max_tokens=2048", *overrides
+        )
+        pipeline.run(cfg, tmp_path / name)
+    text = write_report(collect(tmp_path))
+    assert len([line for line in text.splitlines() if line.startswith("| tiny")]) == 4
+    assert "evaluation.perplexity.profile" in text and "method.stages.attention.metric" in text
+
+
+def test_other_settings_are_not_compared(config: Make, tmp_path: Path, shared: Path) -> None:
+    local = ["data=local", f"data.folder={shared / 'data'}", "calibration=c4", "published=llama_7b"]
+    for override in ("method.stages.attention.metric=svd", "evaluation.perplexity.profile=asvd"):
+        cfg = config(
+            *local, override, "evaluation.perplexity.max_tokens=4096", "evaluation.zero_shot=null"
+        )
+        result = pipeline.run(cfg, tmp_path / override)
+        assert beside_published([result])[0].empty
+
+
+def test_a_job_with_a_broken_configuration_does_not_break_the_report(tmp_path: Path) -> None:
+    write_json(tmp_path / "broken" / "config.json", {"ratio": "much"})
+    write_json(tmp_path / "broken" / "status.json", {"state": "failed", "error": "ratio must be"})
+    assert "ratio must be" in write_report(collect(tmp_path))
