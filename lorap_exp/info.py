@@ -1,20 +1,23 @@
 """`python -m lorap_exp info <folder>`: what was done to each layer of a saved model."""
 
+import math
 from collections import Counter
 from pathlib import Path
 
-import torch
 from safetensors import safe_open
 from transformers import AutoConfig, PreTrainedConfig
 
 from lorap_exp.errors import LorapError
-from lorap_exp.models.checkpoint import count_parameters
+from lorap_exp.models.checkpoint import count_parameters, part_of
 from lorap_exp.models.families import Family, family_of
 from lorap_exp.models.loading import meta_model
 
+WIDTH = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
+"""Bytes of a value by the safetensors name of its type."""
+
 
 def describe(folder: Path) -> str:
-    """Shapes layer by layer, parameters by part, bytes by dtype; weights are not read.
+    """Shapes layer by layer, parameters and bytes by part; weights are not read.
 
     Raises:
         LorapError: the folder holds no checkpoint.
@@ -27,10 +30,9 @@ def describe(folder: Path) -> str:
     family = family_of(config.model_type.removeprefix("compressed_"))
     lines = [f"{folder}: {config.architectures[0]}, {config.num_hidden_layers} layers", ""]
     lines += _layers(config, family)
-    lines += ["", "parameters"]
-    lines += [f"  {part:<12} {n:>15,}" for part, n in count_parameters(meta_model(config)).items()]
-    lines += ["", "bytes"]
-    lines += [f"  {dtype:<12} {size:>15,}" for dtype, size in sorted(_bytes(folder).items())]
+    counts, sizes = count_parameters(meta_model(config)), _bytes(folder, family)
+    lines += ["", f"{'part':<12} {'parameters':>15} {'bytes':>15}"]
+    lines += [f"{part:<12} {n:>15,} {sizes[part]:>15,}" for part, n in counts.items()]
     return "\n".join(lines)
 
 
@@ -51,19 +53,16 @@ def _cell(shape: dict[str, int]) -> str:
     return " ".join(f"{short[key]}{size}" for key, size in shape.items()) or "-"
 
 
-def _bytes(folder: Path) -> Counter[str]:
+def _bytes(folder: Path, family: Family) -> Counter[str]:
+    """Bytes on disk of each part, from the headers of the files."""
     sizes: Counter[str] = Counter()
     for path in folder.glob("*.safetensors"):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118
-                part = file.get_slice(name)
-                dtype = torch.empty(0, dtype=_dtype(part.get_dtype()))
-                count = 1
-                for side in part.get_shape():
-                    count *= side
-                sizes[str(dtype.dtype).removeprefix("torch.")] += count * dtype.element_size()
+                tensor = file.get_slice(name)
+                size = math.prod(tensor.get_shape()) * WIDTH[tensor.get_dtype()]
+                part = part_of(name, family)
+                sizes.update({part: size, "total": size})
+                if part in ("attention", "mlp"):
+                    sizes["decoder"] += size
     return sizes
-
-
-def _dtype(code: str) -> torch.dtype:
-    return {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}[code]

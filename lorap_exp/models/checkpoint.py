@@ -180,35 +180,24 @@ def decoder_family(model: PreTrainedModel) -> Family:
 
 
 def count_parameters(model: PreTrainedModel) -> dict[str, int]:
-    """Parameters counted from the model: attention, mlp, other (norms), embeddings, total.
+    """Parameters counted from the model by part, with decoder (attention and mlp) and total.
 
     A tied output head is the embedding and is counted once.
     """
     family = decoder_family(model)
-    layers = model.get_submodule(family.layers)
     counts = {"attention": 0, "mlp": 0, "other": 0, "embeddings": 0}
-    for layer in layers.children():
-        for name, parameter in layer.named_parameters():
-            inside = [n for n, path in family.matrices.items() if name.startswith(path + ".")]
-            part = (
-                "other"
-                if not inside
-                else "mlp"
-                if inside[0] in ("gate", "up", "down")
-                else "attention"
-            )
-            counts[part] += parameter.numel()
-    total = sum(parameter.numel() for parameter in model.parameters())
-    blocks = sum(counts.values())
-    ends = _unique(model.get_input_embeddings(), model.get_output_embeddings())
-    counts["embeddings"] = sum(parameter.numel() for parameter in ends)
-    counts["other"] = total - blocks - counts["embeddings"] + counts["other"]
+    for name, parameter in model.named_parameters():
+        counts[part_of(name, family)] += parameter.numel()
+    total = sum(counts.values())
     return counts | {"decoder": counts["attention"] + counts["mlp"], "total": total}
 
 
-def _unique(*modules: nn.Module | None) -> list[nn.Parameter]:
-    found: dict[int, nn.Parameter] = {}
-    for module in modules:
-        for parameter in module.parameters() if module is not None else ():
-            found[id(parameter)] = parameter
-    return list(found.values())
+def part_of(name: str, family: Family) -> str:
+    """The part a parameter belongs to: attention, mlp, embeddings (with the head) or other."""
+    inside = name.removeprefix(family.layers + ".").partition(".")[2]
+    if name.startswith(family.layers + "."):
+        for matrix, path in family.matrices.items():
+            if inside.startswith(path + "."):
+                return "mlp" if matrix in ("gate", "up", "down") else "attention"
+        return "other"
+    return "embeddings" if "embed_tokens." in name or name.startswith("lm_head.") else "other"

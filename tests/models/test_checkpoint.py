@@ -184,6 +184,9 @@ def test_info_tells_what_was_done(tiny: Tiny, tmp_path: Path) -> None:
     assert f"o{plan.blocks[1].widths['mlp']}" in text
     total = sum(parameter.numel() for parameter in result.parameters())
     assert f"{total:,}" in text and f"{4 * total:,}" in text
+    counts = count_parameters(result)
+    row = next(line for line in text.splitlines() if line.startswith("attention"))
+    assert row.split()[1:] == [f"{counts['attention']:,}", f"{4 * counts['attention']:,}"]
     with pytest.raises(LorapError, match="holds config.json"):
         describe(tmp_path / "nowhere")
     assert describe(tmp_path) == text
