@@ -1,6 +1,5 @@
 """The result of a job: JSON is the truth, every table and plot is a view of it."""
 
-import json
 import platform
 import subprocess
 from dataclasses import asdict, dataclass
@@ -69,7 +68,6 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {
-            "plan": json.loads(self.plan.to_json()),
             "kept": self.kept,
             "means": self.scores.means(),
         }
