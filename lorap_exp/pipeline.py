@@ -58,7 +58,7 @@ def summarise(
         calibration=calibration,
         plan=compression.plan,
         parameters=compression.parameters,
-        recovery=compression.curve,
+        curves=compression.curves,
         scores=scores,
         seconds=compression.seconds | meter.seconds | scores.seconds(),
         peak_memory=compression.peak_memory | meter.peak_memory,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lorap_exp.errors import LorapError
@@ -70,12 +70,14 @@ def walk(
         return
     batches = list(ids.to(model.device).split(batch_size))
     hidden, calls = record_calls(model, blocks, batches)
-    for block in blocks:
-        arguments = [calls[len(batch)][block.index] for batch in batches]
+    for position, block in enumerate(blocks):
+        arguments = [calls[len(batch)][position] for batch in batches]
         accumulators: dict[tuple[str, str], Statistic] = {}
-        last = block.index == len(blocks) - 1
+        last = block is blocks[-1]
         with observe(block, wanted, accumulators):
-            dense = [_run(block, h, call) for h, call in zip(hidden, arguments, strict=True)]
+            dense = [
+                run_layer(block.module, h, call) for h, call in zip(hidden, arguments, strict=True)
+            ]
         yield block, Statistics(_values(block, accumulators, len(ids)))
         if last:
             return
@@ -83,7 +85,9 @@ def walk(
             hidden = dense
         else:
             del dense
-            hidden = [_run(block, h, call) for h, call in zip(hidden, arguments, strict=True)]
+            hidden = [
+                run_layer(block.module, h, call) for h, call in zip(hidden, arguments, strict=True)
+            ]
 
 
 def record_calls(
@@ -162,6 +166,7 @@ def _values(
     return values
 
 
-def _run(block: Block, hidden: Tensor, call: Call) -> Tensor:
-    output = block.module(hidden, *call.args, **call.kwargs)
+def run_layer(layer: nn.Module, hidden: Tensor, call: Call) -> Tensor:
+    """Hidden states after a layer, called as the model calls it."""
+    output = layer(hidden, *call.args, **call.kwargs)
     return output[0] if isinstance(output, tuple) else output

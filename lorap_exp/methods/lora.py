@@ -24,7 +24,8 @@ from lorap_exp.data.instructions import Example, collate, encode, read_instructi
 from lorap_exp.data.source import DataSource
 from lorap_exp.errors import LorapError
 from lorap_exp.methods.low_rank import factorise
-from lorap_exp.models.checkpoint import decoder_family, multiply_out
+from lorap_exp.models.checkpoint import multiply_out
+from lorap_exp.models.families import decoder_family
 from lorap_exp.models.modeling_compressed import LowRankLinear
 from lorap_exp.planning.plan import Plan
 from lorap_exp.training.loop import Curve, Schedule, train
@@ -201,8 +202,8 @@ class LoraRecovery:
                 model.set_submodule(path, factorise(linear, None, rank))
         family = decoder_family(model)
         blocks = []
-        for block in plan.blocks:
-            paths = {name: family.path(block.index, name) for name in block.ranks}
+        for position, block in enumerate(plan.blocks):
+            paths = {name: family.path(position, name) for name in block.ranks}
             ranks = {name: larger[path] for name, path in paths.items() if path in larger}
             blocks.append(replace(block, ranks=ranks))
         return replace(plan, blocks=tuple(blocks))

@@ -44,7 +44,7 @@ class Result:
     """One finished job. Counts are parameters, times seconds, memory bytes.
 
     `parameters` holds the dense and the compressed counts by part, both counted from the model;
-    `recovery` the losses of the tuning, if any.
+    `curves` the losses of each training, by its name.
     """
 
     config: dict[str, Any]
@@ -56,7 +56,7 @@ class Result:
     calibration: dict[str, Any]
     plan: Plan
     parameters: dict[str, dict[str, int]]
-    recovery: dict[str, Any]
+    curves: dict[str, Any]
     scores: Scores
     seconds: dict[str, float]
     peak_memory: dict[str, int]

@@ -23,10 +23,11 @@ class Tracker:
         """Metrics, the sizes of every layer, and the row of the paper's table."""
         if self._run is None:
             return
-        for step, loss in enumerate(result.recovery.get("train", [])):
-            self._run.log({"recovery/step": step, "recovery/loss": loss})
-        for step, loss in result.recovery.get("validation", []):
-            self._run.log({"recovery/step": step, "recovery/validation_loss": loss})
+        for name, curve in result.curves.items():
+            for step, loss in enumerate(curve["train"]):
+                self._run.log({f"{name}/step": step, f"{name}/loss": loss})
+            for step, loss in curve["validation"]:
+                self._run.log({f"{name}/step": step, f"{name}/validation_loss": loss})
         self._run.log(metrics(result))
         sizes = pd.DataFrame(layer_sizes(result), columns=["layer", "matrix", "kind", "size"])
         tables = {"layers": sizes, "table": frame([result])}
