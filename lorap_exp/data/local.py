@@ -1,7 +1,8 @@
 """A folder of real data with a manifest: every file is verified before it is used.
 
 The layout is `wikitext2/`, `ptb/`, `calibration/`, `tasks/`, and MANIFEST.json with the bytes and
-sha256 of each file.
+sha256 of each file. A text is `<text>/<split>.txt`, one row a line; `<split>.tokens.parquet` (rows
+of the tokenised release, rare words replaced by `<unk>`) stands in for it where it alone is listed.
 """
 
 import hashlib
@@ -10,8 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from lorap_exp.data import wikitext
 from lorap_exp.errors import LorapError
+from lorap_exp.reporting.progress import say
 
 TASK_SPLITS = {
     "boolq": "validation",
@@ -49,12 +53,16 @@ class Local:
         return {"wikitext2": "WikiText-2", "ptb": "PTB"}[text]
 
     def rows(self, text: str, split: str) -> list[str]:
-        lines = self._read(f"{text}/{split}.txt").splitlines()
+        name, tokenised = f"{text}/{split}.txt", f"{text}/{split}.tokens.parquet"
+        if name not in self.manifest and tokenised in self.manifest:
+            say(f"  data: '{tokenised}' stands in for '{name}': rare words are <unk>")
+            return pd.read_parquet(self._verified(tokenised))["text"].tolist()
+        lines = self._lines(name)
         return wikitext.rows_of_lines(lines) if text == "wikitext2" else [s.strip() for s in lines]
 
     def documents(self, text: str, split: str) -> Sequence[str]:
         if text == "c4":
-            return self._read("calibration/c4_sample.txt").splitlines()
+            return self._lines("calibration/c4_sample.txt")
         rows = self.rows(text, split)
         return wikitext.articles(rows) if text == "wikitext2" else ["\n\n".join(rows)]
 
@@ -66,8 +74,9 @@ class Local:
             "dataset_kwargs": {"data_files": files},
         }
 
-    def _read(self, name: str) -> str:
-        return self._verified(name).read_text(encoding="utf-8")
+    def _lines(self, name: str) -> list[str]:
+        """Lines that end at a newline and at nothing else (a page break belongs to its line)."""
+        return self._verified(name).read_bytes().decode().removesuffix("\n").split("\n")
 
     def _verified(self, name: str) -> Path:
         path = self.folder / name
