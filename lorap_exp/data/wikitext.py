@@ -9,6 +9,11 @@ def rows_of_lines(lines: Iterable[str]) -> list[str]:
     return [line + "\n" if line.strip() else "" for line in lines]
 
 
+def lines_of_rows(rows: Iterable[str]) -> list[str]:
+    """The raw file's lines of the hub's rows: the inverse of `rows_of_lines`."""
+    return [row.removesuffix("\n") or " " for row in rows]
+
+
 def articles(rows: Sequence[str]) -> list[str]:
     """Rows grouped into articles at their top-level headings ` = Title = `.
 
