@@ -14,6 +14,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lorap_exp import commands
 from lorap_exp.catalogue import ORDER, catalogue, conf_folder
 from lorap_exp.config import Config, validate
 from lorap_exp.errors import LorapError
@@ -65,11 +66,11 @@ def check(raw: Any, folder: Path) -> Config:
 
 def main() -> None:
     """Console entry: `lorap-exp` and `python -m lorap_exp`."""
+    if set(sys.argv[1:2]) & set(commands.COMMANDS):
+        commands.run(sys.argv[1:])
+        return
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(catalogue())
-        return
-    if sys.argv[1:2] in (["info"], ["report"]):
-        command(sys.argv[1], sys.argv[2:])
         return
     if {"-m", "--multirun"} & set(sys.argv[1:]):  # argparse takes it in front of overrides only
         rest = [argument for argument in sys.argv[1:] if argument not in ("-m", "--multirun")]
@@ -90,23 +91,6 @@ def main() -> None:
         sys.exit(f"error: output_root or a file cannot be used: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted: the same command goes on from here")
-
-
-def command(name: str, arguments: list[str]) -> None:
-    """`info <folder>` and `report <folder>`."""
-    if len(arguments) != 1:
-        sys.exit(f"error: '{name}' takes one folder, got {arguments}")
-    try:
-        if name == "report":
-            from lorap_exp.report import show
-
-            print(show(Path(arguments[0])))
-        else:
-            from lorap_exp.info import describe
-
-            print(describe(Path(arguments[0])))
-    except LorapError as error:
-        sys.exit(f"error: {error}")
 
 
 def explain(error: Exception) -> str:

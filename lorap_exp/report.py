@@ -14,6 +14,6 @@ def show(folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    from lorap_exp.cli import command
+    from lorap_exp.commands import run
 
-    command("report", sys.argv[1:])
+    run(["report", *sys.argv[1:]])

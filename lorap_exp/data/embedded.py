@@ -40,3 +40,6 @@ class Embedded:
         questions = resources.files("lorap_exp.evaluation") / "embedded" / f"{task}.jsonl"
         files = {TASK_SPLITS[task]: str(Path(str(questions)))}
         return only_split(task) | {"dataset_path": "json", "dataset_kwargs": {"data_files": files}}
+
+    def instructions(self) -> str | None:
+        return None

@@ -38,7 +38,8 @@ class LoraRecovery:
     Attributes:
         path: direct, or published (see above).
         text: alpaca (instructions, only answers scored), or windows of a calibration text.
-        split: of the text; `file` a JSON file of instructions, null for alpaca-cleaned.
+        split: of the text; `file` a JSON file of instructions, null for alpaca-cleaned
+            from the hub or the folder of data=local.
         samples: examples in all, null for everything there is (instructions only).
         validation_samples: of them, held out; the weights of the best validation loss stay.
         cutoff: tokens of an example.
@@ -93,7 +94,7 @@ class LoraRecovery:
         The first `validation_samples` are the held-out ones; they share no document with the rest.
         """
         if self.text == "alpaca":
-            rows = read_instructions(self.file)
+            rows = read_instructions(self.file or data.instructions())
             random.Random(self.seed).shuffle(rows)
             found = encode(rows[: self.samples], tokenizer, self.cutoff)
         else:
