@@ -20,11 +20,13 @@ Settings (key=value; `--cfg job` prints all of them with their values):
   device     auto, cpu, cuda or cuda:N          dtype   float32, bfloat16 or float16
   export     factored, or dense (factors multiplied out for tools that know only dense layers)
   keep_model false removes the saved model once a job is finished (large sweeps)
+  training@method.stages.layers.training=small   how a replacement of removed layers is trained
   model.path any hub id or local folder         seed    of calibration windows and random models
 """
 ORDER = [
     "model",
     "method",
+    "training",
     "calibration",
     "evaluation",
     "data",

@@ -1,6 +1,7 @@
 """Everything a job needs apart from weights, checked before any is read."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -16,8 +17,15 @@ from lorap_exp.job import Job
 from lorap_exp.methods.stage import Stack, build_stack, plan_method
 from lorap_exp.models.checkpoint import count_parameters
 from lorap_exp.models.families import family_of, shapes_of
-from lorap_exp.models.loading import load_config, load_tokenizer, meta_model, resolve_device
+from lorap_exp.models.loading import (
+    digest_model,
+    load_config,
+    load_tokenizer,
+    meta_model,
+    resolve_device,
+)
 from lorap_exp.planning.plan import Plan, Removal
+from lorap_exp.store import Store
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,8 @@ class Inputs:
     windows: Tensor | None
     examples: list[Example]
     suite: Suite
+    store: Store
+    model_digest: str
 
     @property
     def recovers(self) -> bool:
@@ -65,7 +75,20 @@ def prepare(cfg: Config, job: Job) -> Inputs:
         length = stack.removal.training.length
         check_length("method.stages.layers.training.length", length, model_config)
         windows = stack.removal.windows(tokenizer, data, bos)
-    return Inputs(device, model_config, tokenizer, data, stack, plan, ids, windows, examples, suite)
+    return Inputs(
+        device=device,
+        model_config=model_config,
+        tokenizer=tokenizer,
+        data=data,
+        stack=stack,
+        plan=plan,
+        calibration=ids,
+        windows=windows,
+        examples=examples,
+        suite=suite,
+        store=Store(Path(cfg.store.folder), int(cfg.store.limit_gib * 2**30)),
+        model_digest=digest_model(cfg.model, model_config, cfg.seed),
+    )
 
 
 def plan_job(

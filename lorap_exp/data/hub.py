@@ -62,5 +62,8 @@ class Hub:
     def task(self, task: str) -> dict[str, Any] | None:
         return None
 
+    def task_digest(self, task: str) -> str:
+        return f"hub: {TASK_DATASETS[task]}"
+
     def instructions(self) -> str | None:
         return None

@@ -93,6 +93,9 @@ class Local:
             )
         return str(self._verified(ALPACA_FILE))
 
+    def task_digest(self, task: str) -> str:
+        return str(self.manifest[f"tasks/{task}.parquet"]["sha256"])
+
     def _lines(self, name: str) -> list[str]:
         """Lines that end at a newline and at nothing else (a page break belongs to its line)."""
         return self._verified(name).read_bytes().decode().removesuffix("\n").split("\n")

@@ -4,10 +4,10 @@ It is prepared before any weight is read; its scores are kept one by one as they
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -16,6 +16,7 @@ from lorap_exp.config import EvaluationConfig
 from lorap_exp.data.source import DataSource, Text
 from lorap_exp.evaluation.perplexity import Perplexity, evaluate_perplexity, tokenize
 from lorap_exp.evaluation.profiles import PROFILES, Profile, read_text
+from lorap_exp.evaluation.stability import Choices
 from lorap_exp.evaluation.zero_shot import TaskScore, evaluate_task, write_tasks
 from lorap_exp.reporting.progress import Meter, bar, say
 
@@ -26,6 +27,7 @@ class Cache(Protocol):
     """Keeps finished scores."""
 
     def reuse(self, name: str, restore: Callable[..., T], compute: Callable[[], T]) -> T: ...
+    def write(self, name: str, value: Any) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Suite:
     folder: Path
     limit: int | None
     task_batch: int
+    stability: bool
 
     def perplexities(self, model: PreTrainedModel, cache: Cache) -> tuple[Perplexity, ...]:
         """Perplexity of every text."""
@@ -65,19 +68,29 @@ class Suite:
         """Accuracy on every task."""
         scores = []
         for task in self.tasks:
-            compute = partial(
-                evaluate_task,
-                model,
-                tokenizer,
-                task,
-                folder=self.folder,
-                limit=self.limit,
-                batch_size=self.task_batch,
-            )
+
+            def compute(task: str = task) -> TaskScore:
+                found, choices = self.answer(model, tokenizer, task)
+                cache.write(f"choices/{task}.json", asdict(choices))
+                return found
+
             score = cache.reuse(f"scores/{task}", TaskScore, compute)
             say(f"  {task}: {100 * score.paper[0]:.1f} % of {score.samples}")
             scores.append(score)
         return tuple(scores)
+
+    def answer(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: str
+    ) -> tuple[TaskScore, Choices]:
+        """One task: its score, and how likely the model found each choice."""
+        return evaluate_task(
+            model,
+            tokenizer,
+            task,
+            folder=self.folder,
+            limit=self.limit,
+            batch_size=self.task_batch,
+        )
 
 
 def prepare_suite(
@@ -106,6 +119,7 @@ def prepare_suite(
         folder=folder,
         limit=zero_shot.limit if zero_shot is not None else None,
         task_batch=zero_shot.batch_size if zero_shot is not None else 1,
+        stability=zero_shot is not None and zero_shot.stability,
     )
 
 

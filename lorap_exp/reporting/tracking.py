@@ -67,6 +67,8 @@ def metrics(result: Result) -> dict[str, float]:
         flat[f"acc/{task.task}"] = task.acc
         if task.acc_norm is not None:
             flat[f"acc_norm/{task.task}"] = task.acc_norm
+    for one in result.scores.stability:
+        flat |= {f"stability/{one.task}": one.stability, f"agreement/{one.task}": one.agreement}
     for name, mean in result.scores.means().items():
         flat[name] = mean["value"]
     flat |= {f"parameters/{k}": v for k, v in result.parameters["compressed"].items()}
