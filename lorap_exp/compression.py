@@ -9,6 +9,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lorap_exp.analysis.spectra import measure_spectra, plot_spectra
+from lorap_exp.calibration.sampling import digest
+from lorap_exp.calibration.shared import Sharing
 from lorap_exp.config import Config
 from lorap_exp.job import Job
 from lorap_exp.methods.selection import Selection, plot_selection
@@ -98,6 +100,7 @@ def compress_or_reuse(
                 ids=inputs.calibration,
                 batch_size=cfg.calibration.batch_size,
                 propagation=cfg.calibration.propagation,
+                sharing=None if plan.removal.layers else sharing(cfg, inputs),
                 progress=bar("compress", "block"),
             )
         model = as_compressed(model, plan, inputs.model_config)
@@ -112,6 +115,15 @@ def compress_or_reuse(
     job.write("compression.json", asdict(compression))
     job.discard("training")
     return model, compression
+
+
+def sharing(cfg: Config, inputs: Inputs) -> Sharing:
+    """What the statistics of the dense model depend on, and where they are kept."""
+    assert inputs.calibration is not None
+    weights = {"model": inputs.model_digest, "dtype": cfg.dtype, "device": inputs.device.type}
+    tokens = {"shape": list(inputs.calibration.shape), "sha256": digest(inputs.calibration)}
+    batches = {"batch_size": cfg.calibration.batch_size}
+    return Sharing(inputs.store, weights, {"calibration": tokens | batches})
 
 
 class Dense:
@@ -147,13 +159,19 @@ def remove_layers(
     assert removal is not None and inputs.calibration is not None
     ids, batch_size = inputs.calibration, cfg.calibration.batch_size
 
-    def choose() -> Selection:
-        with meter.stage("select"):
-            length = len(inputs.plan.removal.layers)
-            shown = bar("select", "batch")
-            return removal.select(dense.look(), ids, length, batch_size, shown)
+    length, shared = len(inputs.plan.removal.layers), sharing(cfg, inputs)
+    asked = {"criterion": removal.criterion, "length": length, "protect": removal.protect}
+    key = {**shared.weights, **shared.inputs, **asked, "start": removal.start}
 
-    selection = job.reuse("selection", Selection.restore, choose)
+    def choose() -> dict[str, Any]:
+        with meter.stage("select"):
+            shown = bar("select", "batch")
+            return asdict(removal.select(dense.look(), ids, length, batch_size, shown))
+
+    def find() -> Selection:
+        return Selection.restore(**inputs.store.json("selections", key, choose))
+
+    selection = job.reuse("selection", Selection.restore, find)
     plot_selection(selection, cfg.model.name, job.folder / "selection.png")
     say(f"  layers {', '.join(map(str, selection.removed))} go ({selection.criterion})")
     plan = plan_job(cfg, inputs.stack, inputs.model_config, removal.place(selection))

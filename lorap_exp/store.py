@@ -59,9 +59,9 @@ class Store:
 
         return self._get(kind, key, packed, load)
 
-    def has(self, kind: str, key: Key) -> bool:
-        """Whether there is such an entry; it may still be found damaged."""
-        return self._path(kind, key).with_suffix(".json").is_file()
+    def sound(self, kind: str, key: Key) -> bool:
+        """Whether there is such an entry, undamaged."""
+        return self._read(self._path(kind, key)) is not None
 
     @contextmanager
     def lock(self, kind: str, key: Key) -> Iterator[None]:

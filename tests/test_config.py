@@ -72,5 +72,7 @@ def test_stage_files_hold_every_field(tmp_path: Path) -> None:
 
     for path in (conf_folder() / "stage").glob("*.yaml"):
         settings = yaml.safe_load(path.read_text())
+        groups = [entry for entry in settings.pop("defaults", []) if isinstance(entry, dict)]
+        settings |= {name.partition("@")[2]: option for e in groups for name, option in e.items()}
         names = {field.name for field in fields(get_class(settings.pop("_target_")))}
         assert names == set(settings), path

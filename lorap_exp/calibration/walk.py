@@ -26,6 +26,8 @@ class Statistic(Protocol):
     def value(self, sequences: int) -> Any: ...
 
 
+Values = Mapping[tuple[str, str], Any]
+"""(matrix name, statistic name) -> value."""
 Wanted = Mapping[str, Mapping[str, Callable[[], Statistic]]]
 """Matrix name -> statistic name -> constructor."""
 
@@ -38,19 +40,65 @@ class Call:
     kwargs: dict[str, Any]
 
 
-class Statistics:
-    """The values of one block: `statistics["q", "squared_norm"]`."""
+class Keeper(Protocol):
+    """Keeps what follows from a dense block, for other jobs too."""
 
-    def __init__(self, values: Mapping[tuple[str, str], Any]) -> None:
-        self._values = values
+    def keep(
+        self, block: int, name: str, inputs: bool, compute: Callable[[], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Named tensors: found, else computed; `inputs` when they depend on statistics."""
+        ...
+
+
+class Statistics:
+    """The values of one block: `statistics["q", "squared_norm"]`.
+
+    Args:
+        values: of the block, or a function that reads them when the first is asked for.
+        block: number of the block.
+        keeper: shares what is derived with other jobs.
+        dense_inputs: the values are those of the dense model, whatever the ratio.
+    """
+
+    def __init__(
+        self,
+        values: Values | Callable[[], Values],
+        block: int = 0,
+        keeper: Keeper | None = None,
+        dense_inputs: bool = False,
+    ) -> None:
+        self._values, self._block = values, block
+        self._keeper, self._dense_inputs = keeper, dense_inputs
+        self._derived: dict[str, dict[str, Tensor]] = {}
 
     def __getitem__(self, key: tuple[str, str]) -> Any:
+        if callable(self._values):
+            self._values = self._values()
         return self._values[key]
+
+    def derive(
+        self, name: str, compute: Callable[[], dict[str, Tensor]], *, inputs: bool
+    ) -> dict[str, Tensor]:
+        """What follows from the dense block, and from these values when `inputs`, computed once."""
+        if name not in self._derived:
+            shared = self._keeper is not None and (self._dense_inputs or not inputs)
+            self._derived[name] = (
+                self._keeper.keep(self._block, name, inputs, compute)
+                if self._keeper is not None and shared
+                else compute()
+            )
+        return self._derived[name]
 
 
 @torch.no_grad()
 def walk(
-    model: PreTrainedModel, ids: Tensor, wanted: Wanted, batch_size: int, propagation: str
+    model: PreTrainedModel,
+    ids: Tensor,
+    wanted: Wanted,
+    batch_size: int,
+    propagation: str,
+    *,
+    keeper: Keeper | None = None,
 ) -> Iterator[tuple[Block, Statistics]]:
     """Yield (block, statistics of its inputs) from first to last.
 
@@ -60,13 +108,14 @@ def walk(
         wanted: which statistics of which matrices.
         batch_size: sequences at a time.
         propagation: "compressed" or "original" inputs for the next block.
+        keeper: shares what is derived from dense blocks with other jobs.
 
     Raises:
         LorapError: a non-finite activation, with the block and the matrix.
     """
     blocks = blocks_of(model)
     if not wanted:
-        yield from ((block, Statistics({})) for block in blocks)
+        yield from ((block, Statistics({}, block.index, keeper)) for block in blocks)
         return
     batches = list(ids.to(model.device).split(batch_size))
     hidden, calls = record_calls(model, blocks, batches)
@@ -78,7 +127,9 @@ def walk(
             dense = [
                 run_layer(block.module, h, call) for h, call in zip(hidden, arguments, strict=True)
             ]
-        yield block, Statistics(_values(block, accumulators, len(ids)))
+        values = _values(block, accumulators, len(ids))
+        unchanged = position == 0 or propagation == "original"
+        yield block, Statistics(values, block.index, keeper, unchanged)
         if last:
             return
         if propagation == "original":

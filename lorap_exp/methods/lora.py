@@ -27,6 +27,7 @@ from lorap_exp.methods.low_rank import factorise
 from lorap_exp.models.checkpoint import multiply_out
 from lorap_exp.models.families import decoder_family
 from lorap_exp.models.modeling_compressed import LowRankLinear
+from lorap_exp.ops.low_rank import principal_outputs
 from lorap_exp.planning.plan import Plan
 from lorap_exp.training.loop import Curve, Schedule, train
 
@@ -200,7 +201,8 @@ class LoraRecovery:
             rank, (outs, ins) = before.rank + self.rank, linear.weight.shape
             if rank * (outs + ins) < outs * ins:
                 larger[path] = rank
-                model.set_submodule(path, factorise(linear, None, rank))
+                basis, _ = principal_outputs(linear.weight, None)
+                model.set_submodule(path, factorise(linear, basis, rank))
         family = decoder_family(model)
         blocks = []
         for position, block in enumerate(plan.blocks):

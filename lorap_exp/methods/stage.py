@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lorap_exp.calibration.walk import Statistic, Statistics, walk
+from lorap_exp.calibration.shared import Sharing, shared_walk
+from lorap_exp.calibration.walk import Statistic, Statistics
 from lorap_exp.config import MethodConfig, explain
 from lorap_exp.data.instructions import Example
 from lorap_exp.data.source import DataSource
@@ -252,9 +253,12 @@ def compress(
     ids: Tensor,
     batch_size: int,
     propagation: str,
+    sharing: Sharing | None = None,
     progress: Callable[[Sequence[Any]], Any] = iter,
 ) -> Plan:
     """Calibrate and compress every block of a dense model in place, in one walk.
+
+    With `sharing`, statistics and factorisations that other jobs can use go to a store.
 
     Returns:
         The plan as carried out: stages may refine a block's sizes, within its budget, from what
@@ -266,7 +270,7 @@ def compress(
             if makers:
                 wanted.setdefault(name, {}).update(makers)
     done = []
-    blocks = walk(model, ids, wanted, batch_size, propagation)
+    blocks = shared_walk(model, ids, wanted, batch_size, propagation, sharing=sharing)
     for block_plan, (block, statistics) in zip(progress(plan.blocks), blocks, strict=True):
         refined = block_plan
         acting = stages if block.family.matrices else ()
