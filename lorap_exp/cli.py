@@ -24,6 +24,10 @@ OmegaConf.register_new_resolver(
 )
 
 
+DRY_RUN = "LORAP_DRY_RUN"
+"""Set in the environment, so that jobs of every launcher see it."""
+
+
 def slug(text: str) -> str:
     """A folder's name for the overrides of a job: no slashes, at most 160 characters."""
     name = re.sub(r"[^\w.=,+-]+", "_", text) or "default"
@@ -42,12 +46,28 @@ def job(cfg: DictConfig) -> None:
 
     folder = Path(HydraConfig.get().runtime.output_dir)
     raw: Any = OmegaConf.to_container(cfg, resolve=True)
+    if DRY_RUN in os.environ:
+        preview(raw, folder)
+        return
     try:
         config = check(raw, folder)
         run(config, folder)
     except LorapError as error:
         print(f"{folder}: failed: {error}", file=sys.stderr)
         raise
+
+
+def preview(raw: Any, folder: Path) -> None:
+    """`--dry-run`: one line about a job, without running it or leaving a folder."""
+    from lorap_exp.job import describe_state
+
+    try:
+        state = describe_state(folder, validate(raw))
+    except LorapError as error:
+        state = f"wrong: {error}"
+    print(f"{folder}: {state}")
+    if not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def check(raw: Any, folder: Path) -> Config:
@@ -75,6 +95,9 @@ def main() -> None:
     if {"-m", "--multirun"} & set(sys.argv[1:]):  # argparse takes it in front of overrides only
         rest = [argument for argument in sys.argv[1:] if argument not in ("-m", "--multirun")]
         sys.argv[1:] = ["--multirun", *rest]
+    if "--dry-run" in sys.argv[1:]:
+        sys.argv.remove("--dry-run")
+        os.environ[DRY_RUN] = "1"
     for argument in sys.argv[1:]:
         group, _, option = argument.partition("=")
         if group in ORDER[:6] and option in ("", "null"):

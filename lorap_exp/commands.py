@@ -10,7 +10,7 @@ import yaml
 from lorap_exp.catalogue import conf_folder
 from lorap_exp.errors import LorapError
 
-COMMANDS = ("info", "report", "data")
+COMMANDS = ("info", "report", "data", "store")
 GROUPS = ("wikitext2", "ptb", "c4", "tasks", "alpaca")
 MOST_DOCUMENTS = 350_000
 """C4 is fetched from its first file, which holds a few thousand more."""
@@ -29,7 +29,7 @@ def run(arguments: Sequence[str]) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m lorap_exp")
-    commands = parser.add_subparsers(required=True, metavar="{info,report,data}")
+    commands = parser.add_subparsers(required=True, metavar="{info,report,data,store}")
     info = commands.add_parser("info", help="what was done to each layer of a saved model")
     info.add_argument("folder", type=Path, help="a saved model, or the job that holds it")
     info.set_defaults(run=_info)
@@ -38,7 +38,21 @@ def _parser() -> argparse.ArgumentParser:
     report.set_defaults(run=_report)
     data = commands.add_parser("data", help="the folder that data=local reads")
     _data_parsers(data.add_subparsers(required=True, metavar="{fetch,verify,where}"))
+    store = commands.add_parser("store", help="statistics and scores that jobs share")
+    _store_parsers(store.add_subparsers(required=True, metavar="{list,prune}"))
     return parser
+
+
+def _store_parsers(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    listing = commands.add_parser("list", help="every entry with its size and last use")
+    prune = commands.add_parser("prune", help="remove the least recently used entries")
+    for parser in (listing, prune):
+        parser.add_argument(
+            "--folder", type=Path, default=Path("outputs/store"), help="default: outputs/store"
+        )
+    prune.add_argument("--limit-gib", type=float, default=0.0, help="what may stay (default: 0)")
+    listing.set_defaults(run=_list_store)
+    prune.set_defaults(run=_prune_store)
 
 
 def _data_parsers(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -91,6 +105,29 @@ def _report(options: argparse.Namespace) -> None:
     from lorap_exp.report import show
 
     print(show(options.folder))
+
+
+def _list_store(options: argparse.Namespace) -> None:
+    from lorap_exp.store import Store, table
+
+    print(table(Store(_store_folder(options), 0).entries()))
+
+
+def _prune_store(options: argparse.Namespace) -> None:
+    from lorap_exp.store import Store
+
+    if options.limit_gib < 0:
+        raise LorapError(f"--limit-gib must be at least 0, got {options.limit_gib}")
+    removed = Store(_store_folder(options), 0).prune(int(options.limit_gib * 2**30))
+    freed = sum(entry.bytes for entry in removed)
+    print(f"{len(removed)} entries removed, {freed / 2**20:.1f} MiB freed")
+
+
+def _store_folder(options: argparse.Namespace) -> Path:
+    folder: Path = options.folder.expanduser()
+    if not folder.is_dir():
+        raise LorapError(f"--folder must be the folder of a store, got '{folder}'")
+    return folder
 
 
 def _fetch(options: argparse.Namespace) -> None:

@@ -39,8 +39,8 @@ def run(cfg: Config, folder: Path) -> Result:
             del model, compressed
             scores = replace(scores, stability=compare_answers(cfg, inputs, job, meter))
             result = summarise(cfg, inputs, compression, scores, meter)
+            job.finish(result, cfg.keep_model)
             tracker.log_result(result)
-        job.finish(result, cfg.keep_model)
     return result
 
 

@@ -9,10 +9,10 @@ used for the longest time go when the size limit is reached.
 import hashlib
 import json
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -123,11 +123,8 @@ class Store:
             found.append(Entry(meta.parent.name, meta.stem, raw["key"], raw["bytes"], used))
         return sorted(found, key=lambda entry: entry.used)
 
-    def prune(self, limit: int, keep: Path | None = None, older: float = 0.0) -> list[Entry]:
-        """Remove the least recently used entries until at most `limit` bytes are left.
-
-        `older` spares entries used within that many seconds; `keep` is spared in any case.
-        """
+    def prune(self, limit: int, keep: Path | None = None) -> list[Entry]:
+        """Remove what was not used longest, but `keep`, until at most `limit` bytes are left."""
         entries = self.entries()
         size = sum(entry.bytes for entry in entries)
         removed = []
@@ -135,10 +132,21 @@ class Store:
             if size <= limit:
                 break
             path = self.folder / entry.kind / f"{entry.name}.bin"
-            if path == keep or time.time() - entry.used < older:
+            if path == keep:
                 continue
             path.with_suffix(".json").unlink(missing_ok=True)
             path.unlink(missing_ok=True)
             size -= entry.bytes
             removed.append(entry)
         return removed
+
+
+def table(entries: list[Entry]) -> str:
+    """One line for each entry, the least recently used first, and the sum."""
+    lines = [f"{'kind':<11} {'MiB':>9}  {'last used':<16}  key"]
+    for entry in entries:
+        used = datetime.fromtimestamp(entry.used).strftime("%Y-%m-%d %H:%M")
+        key = ", ".join(f"{name}={str(value)[:24]}" for name, value in entry.key.items())
+        lines.append(f"{entry.kind:<11} {entry.bytes / 2**20:>9.2f}  {used:<16}  {key}")
+    size = sum(entry.bytes for entry in entries)
+    return "\n".join([*lines, f"{len(entries)} entries, {size / 2**20:.1f} MiB"])

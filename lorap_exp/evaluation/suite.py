@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lorap_exp.config import EvaluationConfig
 from lorap_exp.data.source import DataSource, Text
+from lorap_exp.evaluation.batches import halving
 from lorap_exp.evaluation.perplexity import Perplexity, evaluate_perplexity, tokenize
 from lorap_exp.evaluation.profiles import PROFILES, Profile, read_text
 from lorap_exp.evaluation.stability import Choices
@@ -48,19 +49,26 @@ class Suite:
         scores = []
         for text, chunks in self.texts:
             assert self.profile is not None
-            compute = partial(
-                evaluate_perplexity,
-                model,
-                chunks,
-                text=text,
-                profile=self.profile,
-                batch_size=self.perplexity_batch,
-                progress=bar(f"perplexity {text.label}", "batch"),
-            )
+            score_text = partial(self._perplexity, model, text, chunks)
+            setting = "evaluation.perplexity.batch_size"
+            compute = partial(halving, score_text, self.perplexity_batch, setting)
             score = cache.reuse(f"scores/{self.profile.name}-{text.name}", Perplexity, compute)
             say(f"  {text.label}: perplexity {score.perplexity:.2f}")
             scores.append(score)
         return tuple(scores)
+
+    def _perplexity(
+        self, model: PreTrainedModel, text: Text, chunks: Tensor, batch_size: int
+    ) -> Perplexity:
+        assert self.profile is not None
+        return evaluate_perplexity(
+            model,
+            chunks,
+            text=text,
+            profile=self.profile,
+            batch_size=batch_size,
+            progress=bar(f"perplexity {text.label}", "batch"),
+        )
 
     def accuracies(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cache: Cache
@@ -83,14 +91,18 @@ class Suite:
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: str
     ) -> tuple[TaskScore, Choices]:
         """One task: its score, and how likely the model found each choice."""
-        return evaluate_task(
-            model,
-            tokenizer,
-            task,
-            folder=self.folder,
-            limit=self.limit,
-            batch_size=self.task_batch,
-        )
+
+        def answer(batch_size: int) -> tuple[TaskScore, Choices]:
+            return evaluate_task(
+                model,
+                tokenizer,
+                task,
+                folder=self.folder,
+                limit=self.limit,
+                batch_size=batch_size,
+            )
+
+        return halving(answer, self.task_batch, "evaluation.zero_shot.batch_size")
 
 
 def prepare_suite(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lorap_exp.errors import LorapError
+from lorap_exp.job import read_status
 from lorap_exp.reporting.plots import plot_sweep
 from lorap_exp.reporting.published import beside_published
 from lorap_exp.reporting.result import Result
@@ -38,12 +39,13 @@ def collect(folder: Path) -> Sweep:
         job = path.parent
         if not (job / "status.json").is_file():
             continue
-        status = json.loads((job / "status.json").read_text())
+        status = read_status(job)
+        assert status is not None
         if (job / "result.json").is_file():
             results.append(Result.from_dict(json.loads((job / "result.json").read_text())))
             continue
         config = json.loads(path.read_text())
-        state = "failed" if status["state"] == "failed" else "missing"
+        state = "failed" if status["state"] in ("failed", "cut") else "missing"
         unfinished.append((config, state))
         reasons[str(job.relative_to(folder))] = status.get("error") or "not finished"
     if not results and not unfinished:

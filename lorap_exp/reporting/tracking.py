@@ -9,6 +9,7 @@ import pandas as pd
 import wandb
 
 from lorap_exp.config import Config
+from lorap_exp.errors import LorapError, first_line
 from lorap_exp.reporting.result import Result
 from lorap_exp.reporting.table import frame
 
@@ -40,16 +41,22 @@ def track(cfg: Config, folder: Path) -> Iterator[Tracker]:
     if cfg.logging.wandb == "disabled":
         yield Tracker(None)
         return
-    run = wandb.init(
-        project=cfg.logging.project,
-        entity=cfg.logging.entity,
-        mode=cfg.logging.wandb,
-        group=cfg.name,
-        name=folder.name,
-        dir=str(folder),
-        config=cfg.dump(),
-        settings=wandb.Settings(silent=True, console="off"),
-    )
+    try:
+        run = wandb.init(
+            project=cfg.logging.project,
+            entity=cfg.logging.entity,
+            mode=cfg.logging.wandb,
+            group=cfg.name,
+            name=folder.name,
+            dir=str(folder),
+            config=cfg.dump(),
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+    except wandb.Error as error:
+        raise LorapError(
+            f"logging must be offline or disabled where W&B cannot be reached or has no account, "
+            f"got {cfg.logging.name}: {first_line(error)}"
+        ) from error
     exit_code = 1
     try:
         yield Tracker(run)
