@@ -53,13 +53,14 @@ class Meter:
 
     def _peak(self, name: str) -> dict[str, int]:
         """Host peak of the stage (of the process where the kernel cannot reset it), and CUDA's."""
-        peaks = {f"{name} host": _host_peak()}
+        peaks = {f"{name} host": host_peak()}
         if self.device.type == "cuda":
             peaks[f"{name} cuda"] = torch.cuda.max_memory_allocated(self.device)
         return peaks
 
 
-def _host_peak() -> int:
+def host_peak() -> int:
+    """Peak bytes of this process since the last reset."""
     status = Path("/proc/self/status")
     if status.exists():
         for line in status.read_text().splitlines():
