@@ -17,11 +17,15 @@ from omegaconf.errors import OmegaConfBaseException
 from lorap_exp import commands
 from lorap_exp.catalogue import ORDER, catalogue, conf_folder
 from lorap_exp.config import Config, validate
-from lorap_exp.errors import LorapError
+from lorap_exp.errors import Busy, LorapError
 
 OmegaConf.register_new_resolver(
     "basename", lambda path: Path(str(path)).name or str(path), replace=True
 )
+
+
+EXTRAS = {"joblib": "joblib", "submitit": "slurm", "ray": "ray", "optuna": "optuna"}
+"""The extra that brings each plugin of Hydra."""
 
 
 def slug(text: str) -> str:
@@ -36,18 +40,23 @@ OmegaConf.register_new_resolver("slug", slug, replace=True)
 
 
 @hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")
-def job(cfg: DictConfig) -> None:
-    """One job of a run or a sweep."""
+def job(cfg: DictConfig) -> float | None:
+    """One job of a run or a sweep; its value for a search is the perplexity of the first text."""
     from lorap_exp.pipeline import run
 
-    folder = Path(HydraConfig.get().runtime.output_dir)
+    hydra_cfg = HydraConfig.get()
+    folder = Path(hydra_cfg.runtime.output_dir)
+    searches = not hydra_cfg.sweeper._target_.endswith(".BasicSweeper")
     raw: Any = OmegaConf.to_container(cfg, resolve=True)
     try:
-        config = check(raw, folder)
-        run(config, folder)
+        result = run(check(raw, folder), folder, wait=searches)
+    except Busy:
+        print(f"{folder}: another process is running it, skipped", file=sys.stderr)
+        return None
     except LorapError as error:
         print(f"{folder}: failed: {error}", file=sys.stderr)
         raise
+    return next((score.perplexity for score in result.scores.perplexity), None)
 
 
 def check(raw: Any, folder: Path) -> Config:
@@ -87,6 +96,10 @@ def main() -> None:
         sys.exit(f"error: {error}")
     except (HydraException, OmegaConfBaseException) as error:
         sys.exit(f"error: {explain(error)}")
+    except RuntimeError as error:
+        if not (sentence := explain_launcher(error)):
+            raise
+        sys.exit(f"error: {sentence}")
     except OSError as error:
         sys.exit(f"error: output_root or a file cannot be used: {error}")
     except KeyboardInterrupt:
@@ -97,6 +110,8 @@ def explain(error: Exception) -> str:
     """One sentence for a configuration that Hydra cannot compose."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
+        if group.startswith("hydra/") and (extra := EXTRAS.get(name.partition("_")[0])):
+            return missing_extra(extra)
         return f"{group} must be one of {', '.join(error.options or [])}, got '{name}'"
     text = str(error)
     if isinstance(error, ConfigCompositionException):
@@ -104,6 +119,20 @@ def explain(error: Exception) -> str:
         if found:
             return unknown_key(found[1])
     return " ".join(text.split())
+
+
+def explain_launcher(error: RuntimeError) -> str | None:
+    """One sentence for a launcher that cannot start here; None for any other error."""
+    if found := re.search(r"Unknown plugin class : 'hydra_plugins\.hydra_([a-z]+)_", str(error)):
+        return missing_extra(EXTRAS[found[1]])
+    if '"srun"' in str(error):
+        return "hydra/launcher=slurm must be started where srun is; slurm_local tries it out here"
+    return None
+
+
+def missing_extra(extra: str) -> str:
+    """How to get what is not installed."""
+    return f"this needs the extra {extra}: pip install 'lorap-exp[{extra}]'"
 
 
 def unknown_key(key: str) -> str:
