@@ -24,6 +24,9 @@ OmegaConf.register_new_resolver(
 )
 
 
+OmegaConf.register_new_resolver(
+    "under", lambda folder, path: str(Path(folder) / str(path)), replace=True
+)
 EXTRAS = {"joblib": "joblib", "submitit": "slurm", "ray": "ray", "optuna": "optuna"}
 """The extra that brings each plugin of Hydra."""
 
@@ -45,6 +48,7 @@ def job(cfg: DictConfig) -> float | None:
     from lorap_exp.pipeline import run
 
     hydra_cfg = HydraConfig.get()
+    os.chdir(hydra_cfg.runtime.cwd)  # a worker of a Ray cluster starts elsewhere
     folder = Path(hydra_cfg.runtime.output_dir)
     searches = not hydra_cfg.sweeper._target_.endswith(".BasicSweeper")
     raw: Any = OmegaConf.to_container(cfg, resolve=True)
@@ -97,9 +101,9 @@ def main() -> None:
     except (HydraException, OmegaConfBaseException) as error:
         sys.exit(f"error: {explain(error)}")
     except RuntimeError as error:
-        if not (sentence := explain_launcher(error)):
+        if '"srun"' not in str(error):
             raise
-        sys.exit(f"error: {sentence}")
+        sys.exit("error: hydra/launcher=slurm must start where srun is; slurm_local works anywhere")
     except OSError as error:
         sys.exit(f"error: output_root or a file cannot be used: {error}")
     except KeyboardInterrupt:
@@ -111,7 +115,7 @@ def explain(error: Exception) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         if group.startswith("hydra/") and (extra := EXTRAS.get(name.partition("_")[0])):
-            return missing_extra(extra)
+            return f"{group}={name} needs an extra: pip install 'lorap-exp[{extra}]'"
         return f"{group} must be one of {', '.join(error.options or [])}, got '{name}'"
     text = str(error)
     if isinstance(error, ConfigCompositionException):
@@ -119,20 +123,6 @@ def explain(error: Exception) -> str:
         if found:
             return unknown_key(found[1])
     return " ".join(text.split())
-
-
-def explain_launcher(error: RuntimeError) -> str | None:
-    """One sentence for a launcher that cannot start here; None for any other error."""
-    if found := re.search(r"Unknown plugin class : 'hydra_plugins\.hydra_([a-z]+)_", str(error)):
-        return missing_extra(EXTRAS[found[1]])
-    if '"srun"' in str(error):
-        return "hydra/launcher=slurm must be started where srun is; slurm_local tries it out here"
-    return None
-
-
-def missing_extra(extra: str) -> str:
-    """How to get what is not installed."""
-    return f"this needs the extra {extra}: pip install 'lorap-exp[{extra}]'"
 
 
 def unknown_key(key: str) -> str:

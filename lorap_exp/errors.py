@@ -5,7 +5,7 @@ class LorapError(Exception):
     """Bad input or a run that cannot go on; the message names the setting and what is allowed."""
 
 
-class Busy(LorapError):
+class Busy(LorapError):  # noqa: N818
     """Another process is running this very job, so there is nothing to do for it here."""
 
 
