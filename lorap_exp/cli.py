@@ -5,6 +5,7 @@ import hashlib
 import os
 import re
 import sys
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,8 @@ def main() -> None:
         sys.exit(f"error: {error}")
     except (HydraException, OmegaConfBaseException) as error:
         sys.exit(f"error: {explain(error)}")
+    except BrokenExecutor:
+        sys.exit("error: a worker was killed (out of memory?); the same command goes on from here")
     except RuntimeError as error:
         if '"srun"' not in str(error):
             raise
