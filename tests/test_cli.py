@@ -71,22 +71,6 @@ def test_a_bad_job_of_a_sweep_does_not_stop_the_others(tmp_path: Path) -> None:
     assert (sweep / "report.csv").is_file() and (sweep / "report.png").stat().st_size > 5000
 
 
-@pytest.mark.parametrize("launcher", ["processes", "slurm_local"])
-def test_launchers_give_the_numbers_of_the_serial_one(tmp_path: Path, launcher: str) -> None:
-    plugin = {"processes": "joblib", "slurm_local": "submitit"}[launcher]
-    pytest.importorskip(f"hydra_plugins.hydra_{plugin}_launcher")
-    small = ["evaluation=perplexity", "evaluation.perplexity.max_tokens=256", "dtype=float32"]
-    few = ["calibration.samples=4", "calibration.length=16", "ratio=0.2,0.4"]
-    tables = []
-    for name, extra in (("serial", []), (launcher, [f"hydra/launcher={launcher}"])):
-        run = lorap(tmp_path, "-m", f"name={name}", *QUIET, *small, *few, *extra)
-        assert run.returncode == 0, run.stderr
-        report = [sys.executable, "-m", "lorap_exp", "report", str(tmp_path / name)]
-        subprocess.run(report, check=True, capture_output=True)
-        tables.append((tmp_path / name / "report.csv").read_text())
-    assert tables[0] == tables[1]
-
-
 def test_info_and_report_name_a_wrong_folder(tmp_path: Path) -> None:
     for command in ("info", "report"):
         run = subprocess.run(
