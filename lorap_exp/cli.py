@@ -93,14 +93,14 @@ def main() -> None:
 
 
 def command(name: str, arguments: list[str]) -> None:
-    """`info <folder>` and `report <folder>`."""
-    if len(arguments) != 1:
+    """`info <folder>` and `report <folder> …`."""
+    if name == "info" and len(arguments) != 1:
         sys.exit(f"error: '{name}' takes one folder, got {arguments}")
     try:
         if name == "report":
-            from lorap_exp.report import show
+            from lorap_exp.report import main as report
 
-            print(show(Path(arguments[0])))
+            print(report(arguments))
         else:
             from lorap_exp.info import describe
 

@@ -1,0 +1,92 @@
+"""`report.html`: the whole sweep on one page that needs nothing but itself.
+
+Python draws every plot and fills the template; the page's script sorts, filters and hides.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from lorap_exp.reporting.best import Cells
+from lorap_exp.reporting.figures import score_charts
+from lorap_exp.reporting.jobs import JobRecord
+from lorap_exp.reporting.layers import selection_charts, size_maps, size_scale
+from lorap_exp.reporting.measures import cost_charts, short_names, spectrum_charts, training_chart
+from lorap_exp.reporting.provenance import commands, software
+from lorap_exp.reporting.svg import COLOURS
+from lorap_exp.reporting.text import shown
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the page shows beside the jobs: the table, its best cells, other tables with their
+    sources by title, and remarks."""
+
+    title: str
+    table: pd.DataFrame
+    best: Cells
+    perplexities: Sequence[str]
+    others: Mapping[str, tuple[pd.DataFrame, list[str]]]
+    remarks: Sequence[str]
+    warning: str
+
+
+def html(page: Page, folders: Sequence[Path], jobs: Sequence[JobRecord]) -> str:
+    """The page as one self-contained document; every text is escaped."""
+    environment = Environment(
+        loader=PackageLoader("lorap_exp.reporting", "page"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    columns, rows = shown(page.table, page.best)
+    charts, legend = score_charts(page.table, page.perplexities)
+    costs, stages = cost_charts(_by_short_name(jobs))
+    others = {title: (shown(table), sources) for title, (table, sources) in page.others.items()}
+    return environment.get_template("page.html.jinja").render(
+        page=page,
+        colours=COLOURS,
+        columns=columns,
+        rows=rows,
+        others=others,
+        jobs=jobs,
+        failed=[job for job in jobs if job.result is None],
+        charts=charts,
+        legend=legend,
+        maps=size_maps(jobs),
+        size_scale=size_scale(),
+        selections=_charts(jobs, "selection.json", selection_charts),
+        spectra=_charts(jobs, "spectra.json", spectrum_charts),
+        training=_training(jobs),
+        costs=costs,
+        stages=stages,
+        commands={str(folder): commands(folder, _inside(folder, jobs)) for folder in folders},
+        software=software(jobs),
+        configs={job.name: json.dumps(job.config, indent=1) for job in jobs},
+    )
+
+
+def _by_short_name(jobs: Sequence[JobRecord]) -> dict[str, Any]:
+    finished = [job for job in jobs if job.result is not None]
+    names = short_names([job.name for job in finished])
+    return {names[job.name]: job.result for job in finished}
+
+
+def _charts(jobs: Sequence[JobRecord], file: str, draw: Any) -> list[tuple[str, Any]]:
+    """The charts of every job that has the file."""
+    return [(job.name, draw(found)) for job in jobs if (found := job.read(file))]
+
+
+def _training(jobs: Sequence[JobRecord]) -> list[tuple[str, Any]]:
+    curves = ((job.name, job.result.recovery) for job in jobs if job.result is not None)
+    return [(name, training_chart(curve)) for name, curve in curves if curve.get("train")]
+
+
+def _inside(folder: Path, jobs: Sequence[JobRecord]) -> list[JobRecord]:
+    return [job for job in jobs if job.folder.is_relative_to(folder)]
