@@ -8,8 +8,12 @@ lorap_exp: compress a language model, score it, and end in the table of the pape
   python -m lorap_exp model=… ratio=… method=… calibration=… evaluation=… data=… logging=…
   python -m lorap_exp -m ratio=0.2,0.5 method=lorap,svd        a sweep: every combination
   python -m lorap_exp experiment=quickstart                    a prepared sweep
+  python -m lorap_exp -m … --dry-run                           what would run, is done or failed
   python -m lorap_exp report outputs/<name>                    its table and plot, from disk
   python -m lorap_exp info outputs/<name>/<job>/model          what was done to each layer
+  python -m lorap_exp data fetch --folder data                 real data, for runs without a network
+  python -m lorap_exp data verify --folder data                its files checked; also: data where
+  python -m lorap_exp store list                               what jobs share; also: store prune
 
 Settings (key=value; `--cfg job` prints all of them with their values):
   name       folder of the sweep under outputs/; the same command goes on where it stopped
@@ -18,11 +22,13 @@ Settings (key=value; `--cfg job` prints all of them with their values):
   device     auto, cpu, cuda or cuda:N          dtype   float32, bfloat16 or float16
   export     factored, or dense (factors multiplied out for tools that know only dense layers)
   keep_model false removes the saved model once a job is finished (large sweeps)
+  training@method.stages.layers.training=small   how a replacement of removed layers is trained
   model.path any hub id or local folder         seed    of calibration windows and random models
 """
 ORDER = [
     "model",
     "method",
+    "training",
     "calibration",
     "evaluation",
     "data",

@@ -14,6 +14,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lorap_exp import commands
 from lorap_exp.catalogue import ORDER, catalogue, conf_folder
 from lorap_exp.config import Config, validate
 from lorap_exp.errors import LorapError
@@ -21,6 +22,10 @@ from lorap_exp.errors import LorapError
 OmegaConf.register_new_resolver(
     "basename", lambda path: Path(str(path)).name or str(path), replace=True
 )
+
+
+DRY_RUN = "LORAP_DRY_RUN"
+"""Set in the environment, so that jobs of every launcher see it."""
 
 
 def slug(text: str) -> str:
@@ -41,12 +46,28 @@ def job(cfg: DictConfig) -> None:
 
     folder = Path(HydraConfig.get().runtime.output_dir)
     raw: Any = OmegaConf.to_container(cfg, resolve=True)
+    if DRY_RUN in os.environ:
+        preview(raw, folder)
+        return
     try:
         config = check(raw, folder)
         run(config, folder)
     except LorapError as error:
         print(f"{folder}: failed: {error}", file=sys.stderr)
         raise
+
+
+def preview(raw: Any, folder: Path) -> None:
+    """`--dry-run`: one line about a job, without running it or leaving a folder."""
+    from lorap_exp.job import describe_state
+
+    try:
+        state = describe_state(folder, validate(raw))
+    except LorapError as error:
+        state = f"wrong: {error}"
+    print(f"{folder}: {state}")
+    if not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def check(raw: Any, folder: Path) -> Config:
@@ -65,15 +86,18 @@ def check(raw: Any, folder: Path) -> Config:
 
 def main() -> None:
     """Console entry: `lorap-exp` and `python -m lorap_exp`."""
+    if set(sys.argv[1:2]) & set(commands.COMMANDS):
+        commands.run(sys.argv[1:])
+        return
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(catalogue())
-        return
-    if sys.argv[1:2] in (["info"], ["report"]):
-        command(sys.argv[1], sys.argv[2:])
         return
     if {"-m", "--multirun"} & set(sys.argv[1:]):  # argparse takes it in front of overrides only
         rest = [argument for argument in sys.argv[1:] if argument not in ("-m", "--multirun")]
         sys.argv[1:] = ["--multirun", *rest]
+    if "--dry-run" in sys.argv[1:]:
+        sys.argv.remove("--dry-run")
+        os.environ[DRY_RUN] = "1"
     for argument in sys.argv[1:]:
         group, _, option = argument.partition("=")
         if group in ORDER[:6] and option in ("", "null"):
@@ -90,23 +114,6 @@ def main() -> None:
         sys.exit(f"error: output_root or a file cannot be used: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted: the same command goes on from here")
-
-
-def command(name: str, arguments: list[str]) -> None:
-    """`info <folder>` and `report <folder> …`."""
-    if name == "info" and len(arguments) != 1:
-        sys.exit(f"error: '{name}' takes one folder, got {arguments}")
-    try:
-        if name == "report":
-            from lorap_exp.report import main as report
-
-            print(report(arguments))
-        else:
-            from lorap_exp.info import describe
-
-            print(describe(Path(arguments[0])))
-    except LorapError as error:
-        sys.exit(f"error: {error}")
 
 
 def explain(error: Exception) -> str:

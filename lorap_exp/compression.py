@@ -9,8 +9,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lorap_exp.analysis.spectra import measure_spectra, plot_spectra
+from lorap_exp.calibration.sampling import digest
+from lorap_exp.calibration.shared import Sharing
 from lorap_exp.config import Config
 from lorap_exp.job import Job
+from lorap_exp.methods.selection import Selection, plot_selection
 from lorap_exp.methods.stage import compress
 from lorap_exp.models.checkpoint import (
     as_compressed,
@@ -21,9 +24,9 @@ from lorap_exp.models.checkpoint import (
     planned_shapes,
     save,
 )
-from lorap_exp.models.loading import load_model
+from lorap_exp.models.loading import load_model, meta_model
 from lorap_exp.planning.plan import Plan
-from lorap_exp.preparation import Inputs
+from lorap_exp.preparation import Inputs, plan_job
 from lorap_exp.reporting.progress import Meter, bar, say
 
 
@@ -31,14 +34,14 @@ from lorap_exp.reporting.progress import Meter, bar, say
 class Compression:
     """What is known of a saved model: parameters by part, seconds and peak bytes.
 
-    `plan` is the plan as carried out; `curve` the losses of the recovery.
+    `plan` is the plan as carried out; `curves` the losses of each training, by its name.
     """
 
     plan: Plan
     parameters: dict[str, dict[str, int]]
     seconds: dict[str, float]
     peak_memory: dict[str, int]
-    curve: dict[str, Any] = field(default_factory=dict)
+    curves: dict[str, Any] = field(default_factory=dict)
 
     @staticmethod
     def from_dict(raw: dict[str, Any]) -> "Compression":
@@ -80,31 +83,111 @@ def compress_or_reuse(
         recovered = not final and job.read("recovery.json") is not None
         source = job.model_folder if recovered else folder
         return load(source, inputs.device, dtype), Compression.from_dict(raw)
-    with meter.stage("load"):
-        dense = load_model(cfg.model, inputs.model_config, inputs.device, dtype, cfg.seed)
-    parameters = {"dense": count_parameters(dense)}
+    dense = Dense(cfg, inputs, meter)
+    parameters = {"dense": count_parameters(meta_model(inputs.model_config))}
     plan = inputs.plan
+    curves: dict[str, Any] = {}
+    if plan.removal.layers:
+        model, plan, curves = remove_layers(cfg, inputs, job, meter, dense)
+    else:
+        model = dense.take()
     with meter.stage("compress"):
-        if inputs.calibration is not None and not plan.is_dense:
+        if inputs.calibration is not None and plan.reshapes:
             plan = compress(
-                dense,
+                model,
                 inputs.stack.stages,
                 plan,
                 ids=inputs.calibration,
                 batch_size=cfg.calibration.batch_size,
                 propagation=cfg.calibration.propagation,
+                sharing=None if plan.removal.layers else sharing(cfg, inputs),
                 progress=bar("compress", "block"),
             )
-        model = as_compressed(dense, plan)
+        model = as_compressed(model, plan, inputs.model_config)
     with meter.stage("save"):
         if final:
             model = export(model, inputs.model_config, plan, cfg.export)
         parameters["compressed"] = count_parameters(model)
         save_checked(inputs, model, folder)
-    compression = Compression(plan, parameters, dict(meter.seconds), dict(meter.peak_memory))
+    seconds, peak = dict(meter.seconds), dict(meter.peak_memory)
+    compression = Compression(plan, parameters, seconds, peak, curves)
     job.write("plan.json", asdict(plan))
     job.write("compression.json", asdict(compression))
+    job.discard("training")
     return model, compression
+
+
+def sharing(cfg: Config, inputs: Inputs) -> Sharing:
+    """What the statistics of the dense model depend on, and where they are kept."""
+    assert inputs.calibration is not None
+    weights = {"model": inputs.model_digest, "dtype": cfg.dtype, "device": inputs.device.type}
+    tokens = {"shape": list(inputs.calibration.shape), "sha256": digest(inputs.calibration)}
+    batches = {"batch_size": cfg.calibration.batch_size}
+    return Sharing(inputs.store, weights, {"calibration": tokens | batches})
+
+
+class Dense:
+    """The dense model, loaded when it is asked for; who takes it is the only one to hold it."""
+
+    def __init__(self, cfg: Config, inputs: Inputs, meter: Meter) -> None:
+        self._cfg, self._inputs, self._meter = cfg, inputs, meter
+        self._model: PreTrainedModel | None = None
+
+    def look(self) -> PreTrainedModel:
+        """The model, kept for whoever takes it."""
+        if self._model is None:
+            cfg, inputs = self._cfg, self._inputs
+            dtype = getattr(torch, cfg.dtype)
+            with self._meter.stage("load"):
+                self._model = load_model(
+                    cfg.model, inputs.model_config, inputs.device, dtype, cfg.seed
+                )
+        return self._model
+
+    def take(self) -> PreTrainedModel:
+        """The model, forgotten here."""
+        model = self.look()
+        self._model = None
+        return model
+
+
+def remove_layers(
+    cfg: Config, inputs: Inputs, job: Job, meter: Meter, dense: Dense
+) -> tuple[PreTrainedModel, Plan, dict[str, Any]]:
+    """The shortened model, the plan with its layers, and the curves of what was trained."""
+    removal = inputs.stack.removal
+    assert removal is not None and inputs.calibration is not None
+    ids, batch_size = inputs.calibration, cfg.calibration.batch_size
+
+    length, shared = len(inputs.plan.removal.layers), sharing(cfg, inputs)
+    asked = {"criterion": removal.criterion, "length": length, "protect": removal.protect}
+    key = {**shared.weights, **shared.inputs, **asked, "start": removal.start}
+
+    def choose() -> dict[str, Any]:
+        with meter.stage("select"):
+            shown = bar("select", "batch")
+            return asdict(removal.select(dense.look(), ids, length, batch_size, shown))
+
+    def find() -> Selection:
+        return Selection.restore(**inputs.store.json("selections", key, choose))
+
+    selection = job.reuse("selection", Selection.restore, find)
+    plot_selection(selection, cfg.model.name, job.folder / "selection.png")
+    say(f"  layers {', '.join(map(str, selection.removed))} go ({selection.criterion})")
+    plan = plan_job(cfg, inputs.stack, inputs.model_config, removal.place(selection))
+    with meter.stage("replace"):
+        model, curves = removal.remove(
+            dense.take,
+            plan.removal,
+            calibration=ids,
+            windows=inputs.windows,
+            batch_size=batch_size,
+            folder=job.folder / "training",
+            bars=bar,
+        )
+    for name, curve in curves.items():
+        say(f"  {name}: {curve.summary()}")
+    return model, plan, {name: asdict(curve) for name, curve in curves.items()}
 
 
 def recover_or_reuse(
@@ -132,12 +215,12 @@ def recover_or_reuse(
         parameters = before.parameters | {"compressed": count_parameters(model)}
         save_checked(inputs, model, job.model_folder)
     seconds, peak = before.seconds | meter.seconds, before.peak_memory | meter.peak_memory
-    after = Compression(plan, parameters, seconds, peak, asdict(curve))
+    curves = before.curves | {"recovery": asdict(curve)}
+    after = Compression(plan, parameters, seconds, peak, curves)
     job.write("plan.json", asdict(plan))
     job.write("recovery.json", asdict(after))
     job.discard("compressed", "recovery")
-    step, best = curve.best
-    say(f"  validation loss {curve.validation[0][1]:.3f} -> {best:.3f} at step {step}")
+    say(f"  recovery: {curve.summary()}")
     return model, after
 
 

@@ -112,11 +112,12 @@ class PerplexityConfig(Section):
 
 
 class ZeroShotConfig(Section):
-    """lm-eval tasks."""
+    """lm-eval tasks; `stability` compares each answer with the original model's."""
 
     tasks: Annotated[tuple[TaskName, ...], Field(min_length=1)]
     limit: Annotated[int, Field(ge=1)] | None
     batch_size: Annotated[int, Field(ge=1)]
+    stability: bool
 
 
 class EvaluationConfig(Section):
@@ -138,6 +139,13 @@ class DataConfig(Section):
         if self.source == "local" and self.folder is None:
             raise ValueError("folder must be set when source is local, got null")
         return self
+
+
+class StoreConfig(Section):
+    """What jobs share: where it lies and how large it may become."""
+
+    folder: str
+    limit_gib: Annotated[float, Field(ge=0)]
 
 
 class LoggingConfig(Section):
@@ -169,6 +177,7 @@ class Config(Section):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
     dtype: Literal["float32", "bfloat16", "float16"]
     output_root: str
+    store: StoreConfig
     export: Literal["factored", "dense"]
     keep_model: bool
     published: Literal["llama_7b"] | None
@@ -190,7 +199,7 @@ def identity(dumped: Mapping[str, Any]) -> dict[str, Any]:
     return {
         k: v
         for k, v in dumped.items()
-        if k not in ("name", "output_root", "keep_model", "published", "logging")
+        if k not in ("name", "output_root", "store", "keep_model", "published", "logging")
     }
 
 

@@ -3,3 +3,8 @@
 
 class LorapError(Exception):
     """Bad input or a run that cannot go on; the message names the setting and what is allowed."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of another library's message, or its type where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

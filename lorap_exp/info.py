@@ -38,14 +38,23 @@ def describe(folder: Path) -> str:
 
 def _layers(config: PreTrainedConfig, family: Family) -> list[str]:
     changed = getattr(config, "compressed_modules", None) or {}
-    if not changed:
+    numbers = getattr(config, "original_layers", None)
+    if not changed and numbers is None:
         return ["every layer has the stock shape of this configuration"]
+    replaced = getattr(config, "replaced_layers", None) or {}
     names = list(family.matrices)
-    lines = ["layer  " + "".join(f"{name:>12}" for name in names)]
+    lines = ["layer original  " + "".join(f"{name:>12}" for name in names)]
     for index in range(config.num_hidden_layers):
+        original = index if numbers is None else numbers[index]
         cells = [_cell(changed.get(family.path(index, name), {})) for name in names]
-        lines.append(f"{index:>5}  " + "".join(f"{cell:>12}" for cell in cells))
-    return [*lines, "r = rank of the factors, o = outputs kept, i = inputs kept, - = as it was"]
+        text = "".join(f"{cell:>12}" for cell in cells)
+        if str(index) in replaced:
+            text = f"  replaced by {replaced[str(index)]['kind']}"
+        lines.append(f"{index:>5} {original:>8}  {text}")
+    lines.append("r = rank of the factors, o = outputs kept, i = inputs kept, - = as it was")
+    if numbers is not None:
+        lines.append("original = number of the layer in the model before layers were removed")
+    return lines
 
 
 def _cell(shape: dict[str, int]) -> str:

@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from lorap_exp.config import Config, identity
 from lorap_exp.errors import LorapError
+from lorap_exp.reporting.progress import say
 from lorap_exp.reporting.result import Result
 
 T = TypeVar("T")
@@ -91,6 +92,37 @@ def open_job(folder: Path, cfg: Config) -> Iterator[Job]:
         raise LorapError(f"output folder '{folder}' is in use by another process") from error
 
 
+def describe_state(folder: Path, cfg: Config) -> str:
+    """What the same command would do with a job's folder; nothing is changed."""
+    job = Job(folder)
+    try:
+        _refuse_other(job, cfg)
+    except LorapError as error:
+        return f"refused: {error}"
+    if job.result() is not None:
+        return "done"
+    if (status := read_status(folder)) is None:
+        return "would run"
+    steps = ("selection", "compression", "recovery")
+    found = [name for name in steps if job.read(f"{name}.json") is not None]
+    found += sorted(path.stem for path in (folder / "scores").glob("*.json"))
+    kept = f"; kept: {', '.join(found)}" if found else ""
+    reason = f": {status['error']}" if status.get("error") else ""
+    return f"{status['state']}{reason}{kept}"
+
+
+def read_status(folder: Path) -> dict[str, Any] | None:
+    """`status.json`; a job that says it runs but that no process holds was cut."""
+    status: dict[str, Any] | None = Job(folder).read("status.json")
+    if status is not None and status["state"] == "running":
+        try:
+            with FileLock(folder / ".lock", timeout=0):
+                return {"state": "cut", "error": "its process ended without a word (killed?)"}
+        except Timeout:
+            return status
+    return status
+
+
 @contextmanager
 def record_failure(folder: Path) -> Iterator[None]:
     """Leave the reason of a failure in `status.json`, and let it pass on."""
@@ -101,7 +133,10 @@ def record_failure(folder: Path) -> Iterator[None]:
         status = {"state": "interrupted" if interrupted else "failed", "error": _reason(error)}
         if not isinstance(error, LorapError):
             status["traceback"] = "".join(traceback.format_exception(error)[-6:])
-        write_json(folder / "status.json", status)
+        try:
+            write_json(folder / "status.json", status)
+        except OSError as unwritable:
+            say(f"{folder}: the reason of the failure cannot be written: {unwritable}")
         raise
 
 

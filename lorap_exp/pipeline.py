@@ -5,10 +5,12 @@ reports. Each step leaves its result in the job's folder, so the same command go
 was cut.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lorap_exp.calibration.sampling import digest
+from lorap_exp.comparison import compare_answers
 from lorap_exp.compression import Compression, analyse, compress_or_reuse, recover_or_reuse
 from lorap_exp.config import Config
 from lorap_exp.evaluation.suite import evaluate
@@ -34,9 +36,11 @@ def run(cfg: Config, folder: Path) -> Result:
             compressed = compress_or_reuse(cfg, inputs, job, meter)
             model, compression = recover_or_reuse(cfg, inputs, job, meter, compressed)
             scores = Scores(*evaluate(inputs.suite, model, inputs.tokenizer, job, meter))
+            del model, compressed
+            scores = replace(scores, stability=compare_answers(cfg, inputs, job, meter))
             result = summarise(cfg, inputs, compression, scores, meter)
+            job.finish(result, cfg.keep_model)
             tracker.log_result(result)
-        job.finish(result, cfg.keep_model)
     return result
 
 
@@ -58,7 +62,7 @@ def summarise(
         calibration=calibration,
         plan=compression.plan,
         parameters=compression.parameters,
-        recovery=compression.curve,
+        curves=compression.curves,
         scores=scores,
         seconds=compression.seconds | meter.seconds | scores.seconds(),
         peak_memory=compression.peak_memory | meter.peak_memory,

@@ -1,52 +1,49 @@
 """`python -m lorap_exp.report outputs/<sweep> …`: table, plots and page of sweeps, from disk."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from lorap_exp.reporting.sweep import Sweep, collect, write_report
 from lorap_exp.reporting.tracking import log_sweep
 
+PLOTS = ("spectra", "selection")
+"""Images that a job may hold."""
 
-def show(folders: Sequence[Path], output: Path | None = None) -> str:
+
+def show(
+    folders: Sequence[Path],
+    output: Path | None = None,
+    wandb: Literal["offline", "online"] | None = None,
+    project: str = "lorap_exp",
+) -> str:
     """Write one report over all jobs of the folders; return its table and where it lies.
 
     Args:
         folders: sweeps.
         output: where the report goes; the first folder when it is None.
+        wandb: log the report as a run too.
+        project: of that run.
     """
-    return _write(collect(*folders), output or folders[0])
-
-
-def main(arguments: Sequence[str]) -> str:
-    """The command `report`: what it prints."""
-    parser = argparse.ArgumentParser("lorap_exp report", description=__doc__)
-    parser.add_argument("sweep", nargs="+", type=Path, help="a folder of jobs")
-    parser.add_argument("--output", type=Path, help="default: the first folder")
-    parser.add_argument("--wandb", choices=("offline", "online"), help="log the report as a run")
-    parser.add_argument("--project", default="lorap_exp", help="of the W&B run")
-    given = parser.parse_args(arguments)
-    output = given.output or given.sweep[0]
-    sweep = collect(*given.sweep)
-    text = _write(sweep, output)
-    if given.wandb is not None:
-        plots = {"report": output / "report.png"}
-        plots |= {f"{job.name}/spectra": job.folder / "spectra.png" for job in sweep.jobs}
-        found = {name: path for name, path in plots.items() if path.is_file()}
-        log_sweep(
-            sweep.title, sweep.table(), found, output, mode=given.wandb, project=given.project
-        )
-    return text
-
-
-def _write(sweep: Sweep, output: Path) -> str:
+    output = output or folders[0]
+    sweep = collect(*folders)
     text = write_report(sweep, output)
     written = ", ".join(path.name for path in sorted(output.glob("report.*")))
+    if wandb is not None:
+        plots = find_plots(sweep, output)
+        log_sweep(sweep.title, sweep.table(), plots, output, mode=wandb, project=project)
     return f"{text}\n\nreport in {output}: {written}"
 
 
-if __name__ == "__main__":
-    from lorap_exp.cli import command
+def find_plots(sweep: Sweep, output: Path) -> dict[str, Path]:
+    """The report's plot and those of its jobs, by name, where they are."""
+    plots = {"report": output / "report.png"}
+    plots |= {f"{job.name}/{n}": job.folder / f"{n}.png" for job in sweep.jobs for n in PLOTS}
+    return {name: path for name, path in plots.items() if path.is_file()}
 
-    command("report", sys.argv[1:])
+
+if __name__ == "__main__":
+    from lorap_exp.commands import run
+
+    run(["report", *sys.argv[1:]])

@@ -74,10 +74,12 @@ def compose(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 @pytest.fixture
-def config() -> Callable[..., Config]:
+def config(tmp_path: Path) -> Callable[..., Config]:
     """Compose and check a tiny configuration with overrides."""
 
+    store = f"store.folder={tmp_path}/store"
+
     def make(*overrides: str) -> Config:
-        return validate(compose([*TINY, "evaluation=quick", *SMALL, *overrides]))
+        return validate(compose([*TINY, "evaluation=quick", *SMALL, store, *overrides]))
 
     return make

@@ -23,7 +23,8 @@ def test_every_option_composes_and_builds(group: str, option: str) -> None:
     needed = {"custom": ["model.path=some/where"], "text": ["calibration.files=[a.txt]"]}
     extra = needed.get(option, [])
     cfg = validate(compose([f"{group}={option}", *extra]))
-    assert build_stack(cfg.method).stages or cfg.ratio == 0
+    stack = build_stack(cfg.method)
+    assert stack.stages or stack.removal or cfg.ratio == 0
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
@@ -71,5 +72,7 @@ def test_stage_files_hold_every_field(tmp_path: Path) -> None:
 
     for path in (conf_folder() / "stage").glob("*.yaml"):
         settings = yaml.safe_load(path.read_text())
+        groups = [entry for entry in settings.pop("defaults", []) if isinstance(entry, dict)]
+        settings |= {name.partition("@")[2]: option for e in groups for name, option in e.items()}
         names = {field.name for field in fields(get_class(settings.pop("_target_")))}
         assert names == set(settings), path

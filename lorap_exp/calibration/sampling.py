@@ -105,6 +105,51 @@ def sample_windows(
     return torch.tensor(windows, dtype=torch.long)
 
 
+def packed_windows(
+    documents: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    held_out: int,
+    samples: int,
+    length: int,
+    seed: int,
+    bos: int | None,
+    setting: str,
+) -> Tensor:
+    """Training tokens (samples, length): documents in random order, joined and cut.
+
+    Documents are separated by the end-of-text token where there is one. The first `held_out`
+    windows share no document with the rest; with `bos`, each window begins with it.
+
+    Raises:
+        LorapError: the documents hold fewer windows.
+    """
+    order = list(documents)
+    random.Random(seed).shuffle(order)
+    begin = [] if bos is None else [bos]
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    windows: list[list[int]] = []
+    buffer: list[int] = []
+    for text in order:
+        if len(windows) >= samples:
+            break
+        before = len(windows)
+        encoded = tokenizer(text, verbose=False, add_special_tokens=False)["input_ids"]
+        buffer += [*encoded, *end]
+        while len(buffer) >= length - len(begin):
+            windows.append(begin + buffer[: length - len(begin)])
+            del buffer[: length - len(begin)]
+        if before < held_out <= len(windows):
+            del windows[held_out:]
+            buffer.clear()
+    if len(windows) < samples:
+        raise LorapError(
+            f"{setting} must be at most the {len(windows)} windows of {length} tokens that the "
+            f"text holds, got {samples} x {length}"
+        )
+    return torch.tensor(windows[:samples], dtype=torch.long)
+
+
 def digest(ids: Tensor) -> str:
     """sha256 of calibration tokens."""
     return hashlib.sha256(ids.contiguous().numpy().tobytes()).hexdigest()

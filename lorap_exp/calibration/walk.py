@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lorap_exp.errors import LorapError
@@ -26,6 +26,8 @@ class Statistic(Protocol):
     def value(self, sequences: int) -> Any: ...
 
 
+Values = Mapping[tuple[str, str], Any]
+"""(matrix name, statistic name) -> value."""
 Wanted = Mapping[str, Mapping[str, Callable[[], Statistic]]]
 """Matrix name -> statistic name -> constructor."""
 
@@ -38,19 +40,65 @@ class Call:
     kwargs: dict[str, Any]
 
 
-class Statistics:
-    """The values of one block: `statistics["q", "squared_norm"]`."""
+class Keeper(Protocol):
+    """Keeps what follows from a dense block, for other jobs too."""
 
-    def __init__(self, values: Mapping[tuple[str, str], Any]) -> None:
-        self._values = values
+    def keep(
+        self, block: int, name: str, inputs: bool, compute: Callable[[], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Named tensors: found, else computed; `inputs` when they depend on statistics."""
+        ...
+
+
+class Statistics:
+    """The values of one block: `statistics["q", "squared_norm"]`.
+
+    Args:
+        values: of the block, or a function that reads them when the first is asked for.
+        block: number of the block.
+        keeper: shares what is derived with other jobs.
+        dense_inputs: the values are those of the dense model, whatever the ratio.
+    """
+
+    def __init__(
+        self,
+        values: Values | Callable[[], Values],
+        block: int = 0,
+        keeper: Keeper | None = None,
+        dense_inputs: bool = False,
+    ) -> None:
+        self._values, self._block = values, block
+        self._keeper, self._dense_inputs = keeper, dense_inputs
+        self._derived: dict[str, dict[str, Tensor]] = {}
 
     def __getitem__(self, key: tuple[str, str]) -> Any:
+        if callable(self._values):
+            self._values = self._values()
         return self._values[key]
+
+    def derive(
+        self, name: str, compute: Callable[[], dict[str, Tensor]], *, inputs: bool
+    ) -> dict[str, Tensor]:
+        """What follows from the dense block, and from these values when `inputs`, computed once."""
+        if name not in self._derived:
+            shared = self._keeper is not None and (self._dense_inputs or not inputs)
+            self._derived[name] = (
+                self._keeper.keep(self._block, name, inputs, compute)
+                if self._keeper is not None and shared
+                else compute()
+            )
+        return self._derived[name]
 
 
 @torch.no_grad()
 def walk(
-    model: PreTrainedModel, ids: Tensor, wanted: Wanted, batch_size: int, propagation: str
+    model: PreTrainedModel,
+    ids: Tensor,
+    wanted: Wanted,
+    batch_size: int,
+    propagation: str,
+    *,
+    keeper: Keeper | None = None,
 ) -> Iterator[tuple[Block, Statistics]]:
     """Yield (block, statistics of its inputs) from first to last.
 
@@ -60,30 +108,37 @@ def walk(
         wanted: which statistics of which matrices.
         batch_size: sequences at a time.
         propagation: "compressed" or "original" inputs for the next block.
+        keeper: shares what is derived from dense blocks with other jobs.
 
     Raises:
         LorapError: a non-finite activation, with the block and the matrix.
     """
     blocks = blocks_of(model)
     if not wanted:
-        yield from ((block, Statistics({})) for block in blocks)
+        yield from ((block, Statistics({}, block.index, keeper)) for block in blocks)
         return
     batches = list(ids.to(model.device).split(batch_size))
     hidden, calls = record_calls(model, blocks, batches)
-    for block in blocks:
-        arguments = [calls[len(batch)][block.index] for batch in batches]
+    for position, block in enumerate(blocks):
+        arguments = [calls[len(batch)][position] for batch in batches]
         accumulators: dict[tuple[str, str], Statistic] = {}
-        last = block.index == len(blocks) - 1
+        last = block is blocks[-1]
         with observe(block, wanted, accumulators):
-            dense = [_run(block, h, call) for h, call in zip(hidden, arguments, strict=True)]
-        yield block, Statistics(_values(block, accumulators, len(ids)))
+            dense = [
+                run_layer(block.module, h, call) for h, call in zip(hidden, arguments, strict=True)
+            ]
+        values = _values(block, accumulators, len(ids))
+        unchanged = position == 0 or propagation == "original"
+        yield block, Statistics(values, block.index, keeper, unchanged)
         if last:
             return
         if propagation == "original":
             hidden = dense
         else:
             del dense
-            hidden = [_run(block, h, call) for h, call in zip(hidden, arguments, strict=True)]
+            hidden = [
+                run_layer(block.module, h, call) for h, call in zip(hidden, arguments, strict=True)
+            ]
 
 
 def record_calls(
@@ -162,6 +217,7 @@ def _values(
     return values
 
 
-def _run(block: Block, hidden: Tensor, call: Call) -> Tensor:
-    output = block.module(hidden, *call.args, **call.kwargs)
+def run_layer(layer: nn.Module, hidden: Tensor, call: Call) -> Tensor:
+    """Hidden states after a layer, called as the model calls it."""
+    output = layer(hidden, *call.args, **call.kwargs)
     return output[0] if isinstance(output, tuple) else output

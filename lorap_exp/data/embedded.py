@@ -4,6 +4,7 @@ It makes the whole table run without a network. Its numbers are not comparable w
 literature, and say so wherever they appear.
 """
 
+import hashlib
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -40,3 +41,10 @@ class Embedded:
         questions = resources.files("lorap_exp.evaluation") / "embedded" / f"{task}.jsonl"
         files = {TASK_SPLITS[task]: str(Path(str(questions)))}
         return only_split(task) | {"dataset_path": "json", "dataset_kwargs": {"data_files": files}}
+
+    def task_digest(self, task: str) -> str:
+        files = self.task(task)["dataset_kwargs"]["data_files"]
+        return hashlib.sha256(Path(files[TASK_SPLITS[task]]).read_bytes()).hexdigest()
+
+    def instructions(self) -> str | None:
+        return None

@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
+import httpx2
 from datasets import load_dataset
+from datasets.exceptions import DatasetsError
 
 from lorap_exp.data import wikitext
-from lorap_exp.errors import LorapError
+from lorap_exp.errors import LorapError, first_line
 
 DATASETS: dict[str, dict[str, Any]] = {
     "wikitext2": {"path": "Salesforce/wikitext", "name": "wikitext-2-raw-v1"},
@@ -17,6 +19,18 @@ DATASETS: dict[str, dict[str, Any]] = {
         "split": "train",
     },
 }
+TASK_DATASETS: dict[str, dict[str, Any]] = {
+    "boolq": {"path": "aps/super_glue", "name": "boolq"},
+    "piqa": {"path": "baber/piqa"},
+    "hellaswag": {"path": "Rowan/hellaswag"},
+    "winogrande": {"path": "allenai/winogrande", "name": "winogrande_xl"},
+    "arc_easy": {"path": "allenai/ai2_arc", "name": "ARC-Easy"},
+    "arc_challenge": {"path": "allenai/ai2_arc", "name": "ARC-Challenge"},
+    "openbookqa": {"path": "allenai/openbookqa", "name": "main"},
+}
+"""The data sets of lm-eval's own tasks."""
+UNREACHABLE = (OSError, ValueError, DatasetsError, httpx2.HTTPError)
+"""What `load_dataset` and its streams raise when the hub does not answer as it should."""
 
 
 class Hub:
@@ -32,11 +46,10 @@ class Hub:
         arguments = {"split": split} | DATASETS[text]
         try:
             dataset = load_dataset(**arguments)
-        except (OSError, ValueError) as error:
-            first = str(error).strip().splitlines()[0]
+        except UNREACHABLE as error:
             raise LorapError(
                 f"data.source=hub needs '{DATASETS[text]['path']}' from the hub or its cache; "
-                f"data=local and data=embedded work without a network; got: {first}"
+                f"data=local and data=embedded work without a network; got: {first_line(error)}"
             ) from error
         return dataset["sentence" if text == "ptb" else "text"]
 
@@ -47,4 +60,10 @@ class Hub:
         return rows if text == "c4" else ["\n\n".join(rows)]
 
     def task(self, task: str) -> dict[str, Any] | None:
+        return None
+
+    def task_digest(self, task: str) -> str:
+        return f"hub: {TASK_DATASETS[task]}"
+
+    def instructions(self) -> str | None:
         return None

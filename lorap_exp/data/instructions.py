@@ -12,7 +12,8 @@ from datasets import load_dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lorap_exp.errors import LorapError
+from lorap_exp.data.hub import UNREACHABLE
+from lorap_exp.errors import LorapError, first_line
 
 Example = tuple[Tensor, Tensor]
 ALPACA = "yahma/alpaca-cleaned"
@@ -41,11 +42,10 @@ def read_instructions(file: str | None) -> list[dict[str, str]]:
             raise LorapError(f"{wanted}, got '{file}': {error!r}") from error
     try:
         return list(load_dataset(ALPACA, split="train"))
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
+    except UNREACHABLE as error:
         raise LorapError(
             f"method.stages.recovery.text=alpaca needs '{ALPACA}' from the hub, or "
-            f"method.stages.recovery.file; got: {first}"
+            f"method.stages.recovery.file; got: {first_line(error)}"
         ) from error
 
 

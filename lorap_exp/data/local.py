@@ -1,18 +1,24 @@
 """A folder of real data with a manifest: every file is verified before it is used.
 
-The layout is `wikitext2/`, `ptb/`, `calibration/`, `tasks/`, and MANIFEST.json with the bytes and
-sha256 of each file.
+The layout is `wikitext2/`, `ptb/`, `calibration/`, `tasks/`, `instructions/`, and MANIFEST.json
+with the bytes and sha256 of each file. A text is `<text>/<split>.txt`, one row a line, and C4 is
+`c4_sample.jsonl`. Where only they are listed, `<split>.tokens.parquet` (rows of the tokenised
+release, rare words replaced by `<unk>`) and `c4_sample.txt` (a document a line) stand in for them.
 """
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lorap_exp.data import wikitext
-from lorap_exp.errors import LorapError
+import pandas as pd
 
+from lorap_exp.data import wikitext
+from lorap_exp.data.manifest import Manifest, read_manifest, sha256_of
+from lorap_exp.errors import LorapError
+from lorap_exp.reporting.progress import say
+
+SPLITS = ("train", "validation", "test")
 TASK_SPLITS = {
     "boolq": "validation",
     "piqa": "validation",
@@ -22,6 +28,14 @@ TASK_SPLITS = {
     "arc_challenge": "test",
     "openbookqa": "test",
 }
+ALPACA_FILE = "instructions/alpaca_cleaned.json"
+
+
+def text_files(text: str, split: str) -> tuple[str, str]:
+    """The file of a split as the hub has it, and the lesser one that may stand in for it."""
+    if text == "c4":
+        return "calibration/c4_sample.jsonl", "calibration/c4_sample.txt"
+    return f"{text}/{split}.txt", f"{text}/{split}.tokens.parquet"
 
 
 def only_split(task: str) -> dict[str, Any]:
@@ -39,22 +53,26 @@ class Local:
     comparable = True
 
     def __init__(self, folder: Path) -> None:
-        manifest = folder / "MANIFEST.json"
-        if not manifest.is_file():
-            raise LorapError(f"data.folder must hold MANIFEST.json, got '{folder}'")
         self.folder = folder
-        self.manifest: dict[str, dict[str, Any]] = json.loads(manifest.read_text())
+        self.manifest: Manifest = read_manifest(folder)
 
     def label(self, text: str) -> str:
         return {"wikitext2": "WikiText-2", "ptb": "PTB"}[text]
 
     def rows(self, text: str, split: str) -> list[str]:
-        lines = self._read(f"{text}/{split}.txt").splitlines()
+        raw, tokenised = text_files(text, split)
+        if raw not in self.manifest and tokenised in self.manifest:
+            say(f"  data: '{tokenised}' stands in for '{raw}': rare words are <unk>")
+            return pd.read_parquet(self._verified(tokenised))["text"].tolist()
+        lines = self._lines(raw)
         return wikitext.rows_of_lines(lines) if text == "wikitext2" else [s.strip() for s in lines]
 
     def documents(self, text: str, split: str) -> Sequence[str]:
         if text == "c4":
-            return self._read("calibration/c4_sample.txt").splitlines()
+            whole, flat = text_files(text, split)
+            if whole not in self.manifest and flat in self.manifest:
+                return self._lines(flat)
+            return [json.loads(line)["text"] for line in self._lines(whole)]
         rows = self.rows(text, split)
         return wikitext.articles(rows) if text == "wikitext2" else ["\n\n".join(rows)]
 
@@ -66,8 +84,21 @@ class Local:
             "dataset_kwargs": {"data_files": files},
         }
 
-    def _read(self, name: str) -> str:
-        return self._verified(name).read_text(encoding="utf-8")
+    def instructions(self) -> str:
+        if ALPACA_FILE not in self.manifest:
+            raise LorapError(
+                f"method.stages.recovery.text=alpaca needs '{ALPACA_FILE}' in data.folder "
+                f"'{self.folder}' ('python -m lorap_exp data fetch --only alpaca' brings it) or a "
+                f"method.stages.recovery.file, got null"
+            )
+        return str(self._verified(ALPACA_FILE))
+
+    def task_digest(self, task: str) -> str:
+        return str(self.manifest[f"tasks/{task}.parquet"]["sha256"])
+
+    def _lines(self, name: str) -> list[str]:
+        """Lines that end at a newline and at nothing else (a page break belongs to its line)."""
+        return self._verified(name).read_bytes().decode().removesuffix("\n").split("\n")
 
     def _verified(self, name: str) -> Path:
         path = self.folder / name
@@ -77,9 +108,7 @@ class Local:
                 f"data.folder '{self.folder}' must hold '{name}' and list it in MANIFEST.json; "
                 f"it lists {beside or sorted(self.manifest)}"
             )
-        expected = self.manifest[name]["sha256"]
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
-        if found != expected:
+        if (found := sha256_of(path)) != (expected := self.manifest[name]["sha256"]):
             raise LorapError(
                 f"data.folder: the sha256 of '{path}' must be {expected} as its MANIFEST.json "
                 f"says, got {found}"

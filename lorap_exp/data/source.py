@@ -40,6 +40,14 @@ class DataSource(Protocol):
         """lm-eval keys that replace the task's own data set, or None to leave it."""
         ...
 
+    def task_digest(self, task: str) -> str:
+        """Stands for the questions of a task."""
+        ...
+
+    def instructions(self) -> str | None:
+        """JSON file of alpaca-cleaned, or None to ask the hub."""
+        ...
+
 
 def open_source(data: DataConfig) -> DataSource:
     """The source that `data.source` names."""

@@ -4,18 +4,20 @@ It is prepared before any weight is read; its scores are kept one by one as they
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lorap_exp.config import EvaluationConfig
 from lorap_exp.data.source import DataSource, Text
+from lorap_exp.evaluation.batches import halving
 from lorap_exp.evaluation.perplexity import Perplexity, evaluate_perplexity, tokenize
 from lorap_exp.evaluation.profiles import PROFILES, Profile, read_text
+from lorap_exp.evaluation.stability import Choices
 from lorap_exp.evaluation.zero_shot import TaskScore, evaluate_task, write_tasks
 from lorap_exp.reporting.progress import Meter, bar, say
 
@@ -26,6 +28,7 @@ class Cache(Protocol):
     """Keeps finished scores."""
 
     def reuse(self, name: str, restore: Callable[..., T], compute: Callable[[], T]) -> T: ...
+    def write(self, name: str, value: Any) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -39,25 +42,33 @@ class Suite:
     folder: Path
     limit: int | None
     task_batch: int
+    stability: bool
 
     def perplexities(self, model: PreTrainedModel, cache: Cache) -> tuple[Perplexity, ...]:
         """Perplexity of every text."""
         scores = []
         for text, chunks in self.texts:
             assert self.profile is not None
-            compute = partial(
-                evaluate_perplexity,
-                model,
-                chunks,
-                text=text,
-                profile=self.profile,
-                batch_size=self.perplexity_batch,
-                progress=bar(f"perplexity {text.label}", "batch"),
-            )
+            score_text = partial(self._perplexity, model, text, chunks)
+            setting = "evaluation.perplexity.batch_size"
+            compute = partial(halving, score_text, self.perplexity_batch, setting)
             score = cache.reuse(f"scores/{self.profile.name}-{text.name}", Perplexity, compute)
             say(f"  {text.label}: perplexity {score.perplexity:.2f}")
             scores.append(score)
         return tuple(scores)
+
+    def _perplexity(
+        self, model: PreTrainedModel, text: Text, chunks: Tensor, batch_size: int
+    ) -> Perplexity:
+        assert self.profile is not None
+        return evaluate_perplexity(
+            model,
+            chunks,
+            text=text,
+            profile=self.profile,
+            batch_size=batch_size,
+            progress=bar(f"perplexity {text.label}", "batch"),
+        )
 
     def accuracies(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cache: Cache
@@ -65,19 +76,33 @@ class Suite:
         """Accuracy on every task."""
         scores = []
         for task in self.tasks:
-            compute = partial(
-                evaluate_task,
+
+            def compute(task: str = task) -> TaskScore:
+                found, choices = self.answer(model, tokenizer, task)
+                cache.write(f"choices/{task}.json", asdict(choices))
+                return found
+
+            score = cache.reuse(f"scores/{task}", TaskScore, compute)
+            say(f"  {task}: {100 * score.paper[0]:.1f} % of {score.samples}")
+            scores.append(score)
+        return tuple(scores)
+
+    def answer(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: str
+    ) -> tuple[TaskScore, Choices]:
+        """One task: its score, and how likely the model found each choice."""
+
+        def answer(batch_size: int) -> tuple[TaskScore, Choices]:
+            return evaluate_task(
                 model,
                 tokenizer,
                 task,
                 folder=self.folder,
                 limit=self.limit,
-                batch_size=self.task_batch,
+                batch_size=batch_size,
             )
-            score = cache.reuse(f"scores/{task}", TaskScore, compute)
-            say(f"  {task}: {100 * score.paper[0]:.1f} % of {score.samples}")
-            scores.append(score)
-        return tuple(scores)
+
+        return halving(answer, self.task_batch, "evaluation.zero_shot.batch_size")
 
 
 def prepare_suite(
@@ -106,6 +131,7 @@ def prepare_suite(
         folder=folder,
         limit=zero_shot.limit if zero_shot is not None else None,
         task_batch=zero_shot.batch_size if zero_shot is not None else 1,
+        stability=zero_shot is not None and zero_shot.stability,
     )
 
 

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lorap_exp.data.source import DataSource
 from lorap_exp.errors import LorapError
+from lorap_exp.evaluation.stability import Choices
 
 TASK_FILES = {
     "boolq": "super_glue/boolq/default.yaml",
@@ -75,8 +76,8 @@ def evaluate_task(
     folder: Path,
     limit: int | None,
     batch_size: int,
-) -> TaskScore:
-    """Zero-shot accuracy of a model on one task described in `folder`.
+) -> tuple[TaskScore, Choices]:
+    """Zero-shot accuracy of a model on one task described in `folder`, and its choices.
 
     Log-probabilities are taken in float32 whatever the model's dtype.
 
@@ -100,7 +101,7 @@ def evaluate_task(
     assert output is not None
     _check_finite(task, output["samples"][task])
     scores = output["results"][task]
-    return TaskScore(
+    score = TaskScore(
         task=task,
         samples=output["n-samples"][task]["effective"],
         acc=scores["acc,none"],
@@ -111,6 +112,23 @@ def evaluate_task(
         else _stderr(scores["acc_norm,none"], output["n-samples"][task]["effective"]),
         seconds=time.perf_counter() - start,
     )
+    return score, _choices(output["samples"][task], tokenizer)
+
+
+def _choices(samples: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase) -> Choices:
+    """Nats per token of every choice, and the right one."""
+
+    def tokens(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    gold, nll = [], []
+    for sample in sorted(samples, key=lambda sample: sample["doc_id"]):
+        target = sample["target"]
+        gold.append(target if isinstance(target, int) else int(sample["doc"]["answer"]) - 1)
+        lengths = [tokens(text + rest) - tokens(text) for text, rest in sample["arguments"]]
+        totals = [-response[0] for response in sample["filtered_resps"]]
+        nll.append(tuple(s / max(n, 1) for s, n in zip(totals, lengths, strict=True)))
+    return Choices(tuple(gold), tuple(nll))
 
 
 def _stderr(accuracy: float, samples: int) -> float:

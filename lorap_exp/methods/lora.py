@@ -24,8 +24,10 @@ from lorap_exp.data.instructions import Example, collate, encode, read_instructi
 from lorap_exp.data.source import DataSource
 from lorap_exp.errors import LorapError
 from lorap_exp.methods.low_rank import factorise
-from lorap_exp.models.checkpoint import decoder_family, multiply_out
+from lorap_exp.models.checkpoint import multiply_out
+from lorap_exp.models.families import decoder_family
 from lorap_exp.models.modeling_compressed import LowRankLinear
+from lorap_exp.ops.low_rank import principal_outputs
 from lorap_exp.planning.plan import Plan
 from lorap_exp.training.loop import Curve, Schedule, train
 
@@ -37,7 +39,8 @@ class LoraRecovery:
     Attributes:
         path: direct, or published (see above).
         text: alpaca (instructions, only answers scored), or windows of a calibration text.
-        split: of the text; `file` a JSON file of instructions, null for alpaca-cleaned.
+        split: of the text; `file` a JSON file of instructions, null for alpaca-cleaned
+            from the hub or the folder of data=local.
         samples: examples in all, null for everything there is (instructions only).
         validation_samples: of them, held out; the weights of the best validation loss stay.
         cutoff: tokens of an example.
@@ -92,7 +95,7 @@ class LoraRecovery:
         The first `validation_samples` are the held-out ones; they share no document with the rest.
         """
         if self.text == "alpaca":
-            rows = read_instructions(self.file)
+            rows = read_instructions(self.file or data.instructions())
             random.Random(self.seed).shuffle(rows)
             found = encode(rows[: self.samples], tokenizer, self.cutoff)
         else:
@@ -198,11 +201,12 @@ class LoraRecovery:
             rank, (outs, ins) = before.rank + self.rank, linear.weight.shape
             if rank * (outs + ins) < outs * ins:
                 larger[path] = rank
-                model.set_submodule(path, factorise(linear, None, rank))
+                basis, _ = principal_outputs(linear.weight, None)
+                model.set_submodule(path, factorise(linear, basis, rank))
         family = decoder_family(model)
         blocks = []
-        for block in plan.blocks:
-            paths = {name: family.path(block.index, name) for name in block.ranks}
+        for position, block in enumerate(plan.blocks):
+            paths = {name: family.path(position, name) for name in block.ranks}
             ranks = {name: larger[path] for name, path in paths.items() if path in larger}
             blocks.append(replace(block, ranks=ranks))
         return replace(plan, blocks=tuple(blocks))

@@ -15,7 +15,7 @@ from lorap_exp.calibration.walk import Statistic, Statistics
 from lorap_exp.errors import LorapError
 from lorap_exp.models.families import Block
 from lorap_exp.models.modeling_compressed import LowRankLinear, reshape_linear
-from lorap_exp.ops.low_rank import energies, project_outputs
+from lorap_exp.ops.low_rank import principal_outputs, split
 from lorap_exp.planning.plan import BlockPlan, BlockShape, Price
 from lorap_exp.planning.rounding import Rounding
 from lorap_exp.planning.rules import PublishedRanks, Rule, SpectrumRanks, UniformRanks
@@ -79,9 +79,7 @@ class LowRank:
             return plan
         spectra = []
         for name in names:
-            with naming(name, block):
-                spectrum = energies(block.weight(name), self._metric(name, statistics))
-            spectra.append(spectrum.tolist())
+            spectra.append(self._principal(block, name, statistics)["energies"].tolist())
         sizes = dict(zip(names, rule.refine(prices, spectra, budget), strict=True))
         ranks = {name: rank for name, rank in plan.ranks.items() if name not in names}
         return replace(plan, ranks=ranks | {n: r for n, r in sizes.items() if r is not None})
@@ -89,17 +87,28 @@ class LowRank:
     def compress(self, block: Block, plan: BlockPlan, statistics: Statistics) -> None:
         for name in self._present(block.family.matrices):
             if name in plan.ranks:
-                metric = self._metric(name, statistics)
-                with naming(name, block):
-                    low_rank = factorise(block.linear(name), metric, plan.ranks[name])
-                block.replace(name, low_rank)
+                basis = self._principal(block, name, statistics)["basis"]
+                block.replace(name, factorise(block.linear(name), basis, plan.ranks[name]))
 
     def _present(self, matrices: Container[str]) -> list[str]:
         """Targets that the family has: a two-matrix MLP has no gate."""
         return [name for name in self.targets if name in matrices]
 
-    def _metric(self, name: str, statistics: Statistics) -> Tensor | None:
-        return metric_of(self.metric, name, statistics, self.exponent)
+    def _principal(self, block: Block, name: str, statistics: Statistics) -> dict[str, Tensor]:
+        """Basis and energies of a matrix, for every rank: computed once, shared where they can be.
+
+        Raises:
+            LorapError: the matrix or its inputs are not finite.
+        """
+
+        def compute() -> dict[str, Tensor]:
+            metric = metric_of(self.metric, name, statistics, self.exponent)
+            with naming(name, block):
+                basis, energies = principal_outputs(block.weight(name), metric)
+            return {"basis": basis, "energies": energies}
+
+        label = f"{name} {self.metric} {self.exponent}"
+        return statistics.derive(label, compute, inputs=self.metric != "svd")
 
 
 @contextmanager
@@ -134,10 +143,10 @@ def metric_of(
 
 
 @torch.no_grad()
-def factorise(linear: nn.Linear, metric: Tensor | None, rank: int) -> LowRankLinear:
+def factorise(linear: nn.Linear, basis_OK: Tensor, rank: int) -> LowRankLinear:
     """A linear layer of the given rank with the bias of the dense one."""
     low_rank = reshape_linear(linear, rank=rank)
-    left, right = project_outputs(linear.weight, metric, rank)
+    left, right = split(linear.weight, basis_OK.to(linear.weight.device), rank)
     low_rank.left.weight.copy_(left)
     low_rank.right.weight.copy_(right)
     if linear.bias is not None:

@@ -10,13 +10,15 @@ from pydantic import ValidationError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lorap_exp.calibration.walk import Statistic, Statistics, walk
+from lorap_exp.calibration.shared import Sharing, shared_walk
+from lorap_exp.calibration.walk import Statistic, Statistics
 from lorap_exp.config import MethodConfig, explain
 from lorap_exp.data.instructions import Example
 from lorap_exp.data.source import DataSource
 from lorap_exp.errors import LorapError
+from lorap_exp.methods.layer_removal import LayerRemoval
 from lorap_exp.models.families import Block
-from lorap_exp.planning.plan import BlockPlan, BlockShape, Plan, Price, assemble
+from lorap_exp.planning.plan import NOTHING, BlockPlan, BlockShape, Plan, Price, Removal, assemble
 from lorap_exp.planning.rules import Rule
 from lorap_exp.training.loop import Curve
 
@@ -78,21 +80,23 @@ class Recovery(Protocol):
 
 @dataclass(frozen=True)
 class Stack:
-    """A method: stages that rewrite blocks in one walk, and a recovery after them, if any."""
+    """A method: layers removed first, stages that rewrite what stays in one walk, a recovery."""
 
     stages: list[Stage]
     recovery: Recovery | None = None
+    removal: LayerRemoval | None = None
 
 
 def build_stack(method: MethodConfig) -> Stack:
     """The stack that a configuration names; a null stage is left out.
 
     Raises:
-        LorapError: a field that is unknown or out of range, two stages with one target, or a
-            stage after the recovery.
+        LorapError: a field that is unknown or out of range, two stages with one target, or an
+            order that cannot work.
     """
     stages: list[Stage] = []
     recovery: Recovery | None = None
+    removal: LayerRemoval | None = None
     owners: dict[str, str] = {}
     for name, settings in method.stages.items():
         if settings is None:
@@ -103,6 +107,15 @@ def build_stack(method: MethodConfig) -> Stack:
         if hasattr(stage, "recover"):
             recovery = stage
             continue
+        if isinstance(stage, LayerRemoval):
+            if removal is not None or stages:
+                first = "another removal" if removal is not None else ", ".join(owners.values())
+                raise LorapError(
+                    f"method.stages: layers must be removed once and first, before sizes are "
+                    f"planned for them and their inputs change, but {name} follows {first}"
+                )
+            removal = stage
+            continue
         for target in stage.targets:
             if target in owners:
                 raise LorapError(
@@ -111,7 +124,7 @@ def build_stack(method: MethodConfig) -> Stack:
                 )
             owners[target] = name
         stages.append(stage)
-    return Stack(stages, recovery)
+    return Stack(stages, recovery, removal)
 
 
 def _build(name: str, settings: Mapping[str, Any]) -> Any:
@@ -127,6 +140,43 @@ def _build(name: str, settings: Mapping[str, Any]) -> Any:
         ) from error
 
 
+def plan_method(
+    stack: Stack,
+    shapes: Sequence[BlockShape],
+    ratio: float,
+    *,
+    protect: tuple[int, int] = (0, 0),
+    whole: int | None = None,
+    chosen: Removal | None = None,
+) -> Plan:
+    """The plan of a whole stack: layers first, then sizes that take off exactly the rest.
+
+    Args:
+        stack: the method.
+        shapes: of the dense blocks.
+        ratio: share of the weights to remove.
+        protect: first and last of the blocks that stay which the stages leave dense.
+        whole: as in `plan_stack`.
+        chosen: the removal once layers are chosen; None plans for its size.
+
+    Raises:
+        LorapError: a ratio or a number of layers that cannot be had.
+    """
+    if stack.removal is None or ratio == 0:
+        return plan_stack(stack.stages, shapes, ratio, protect=protect, whole=whole)
+    if chosen is None:
+        budget = ratio * (whole or sum(shape.parameters for shape in shapes))
+        alone = not stack.stages
+        try:
+            part = 1.0 if alone else stack.removal.share
+            chosen = stack.removal.plan(shapes, budget * part, alone=alone)
+        except ValueError as error:
+            raise LorapError(f"ratio {ratio} cannot be planned: {error}") from error
+    if not stack.stages:
+        return assemble(ratio, chosen.remaining(shapes), [], chosen)
+    return plan_stack(stack.stages, shapes, ratio, protect=protect, whole=whole, removal=chosen)
+
+
 def plan_stack(
     stages: Sequence[Stage],
     shapes: Sequence[BlockShape],
@@ -134,6 +184,7 @@ def plan_stack(
     *,
     protect: tuple[int, int] = (0, 0),
     whole: int | None = None,
+    removal: Removal = NOTHING,
 ) -> Plan:
     """Sizes for every block: each stage takes its part off the matrices it targets.
 
@@ -143,7 +194,9 @@ def plan_stack(
         ratio: share of the weights to remove.
         protect: number of first and last blocks that stay dense; the others pay for them.
         whole: count the ratio over this many parameters (the whole model) and take all of it
-            off the targeted matrices; None counts over the targeted matrices, as LoRAP does.
+            off the targeted matrices; None counts over the targeted matrices, as LoRAP does, and
+            over all matrices when layers are removed.
+        removal: layers that are gone; the stages take off what is left of the ratio.
 
     Raises:
         LorapError: a ratio that no stage can reach.
@@ -152,11 +205,13 @@ def plan_stack(
         return assemble(ratio, shapes, [])
     if not stages:
         raise LorapError(f"ratio must be 0 for a method without stages, got {ratio}")
-    if sum(protect) >= len(shapes):
+    remaining = removal.remaining(shapes)
+    blocks = [shape for shape in remaining if shape.matrices]
+    if sum(protect) >= len(blocks):
         raise LorapError(
-            f"method.protect must leave at least one of the {len(shapes)} blocks, got {protect}"
+            f"method.protect must leave at least one of the {len(blocks)} blocks, got {protect}"
         )
-    open_ = shapes[protect[0] : len(shapes) - protect[1]]
+    open_ = blocks[protect[0] : len(blocks) - protect[1]]
     targets = {name for stage in stages for name in stage.targets}
 
     def targeted(blocks: Sequence[BlockShape]) -> int:
@@ -165,8 +220,15 @@ def plan_stack(
 
     if not targeted(open_):
         raise LorapError(f"ratio must be 0 when no stage has a target in this model, got {ratio}")
-    counted = targeted(shapes) if whole is None else whole
-    effective = ratio if counted == targeted(open_) else ratio * counted / targeted(open_)
+    gone = removal.parameters(shapes)
+    counted = whole or (sum(s.parameters for s in shapes) if removal.layers else targeted(shapes))
+    exact = counted == targeted(open_) and not gone
+    effective = ratio if exact else (ratio * counted - gone) / targeted(open_)
+    if effective < 0:
+        raise LorapError(
+            f"ratio must be at least {gone / counted:.4f}, the share that the removed layers take, "
+            f"got {ratio}"
+        )
     if not effective < 1:
         raise LorapError(
             f"ratio must leave something of the {targeted(open_)} weights that may change, "
@@ -180,7 +242,7 @@ def plan_stack(
         except ValueError as error:
             raise LorapError(f"ratio {ratio} cannot be planned: {error}") from error
         sizes += list(zip(prices, allocated, strict=True))
-    return assemble(ratio, shapes, sizes)
+    return assemble(ratio, remaining, sizes, removal)
 
 
 def compress(
@@ -191,9 +253,12 @@ def compress(
     ids: Tensor,
     batch_size: int,
     propagation: str,
+    sharing: Sharing | None = None,
     progress: Callable[[Sequence[Any]], Any] = iter,
 ) -> Plan:
     """Calibrate and compress every block of a dense model in place, in one walk.
+
+    With `sharing`, statistics and factorisations that other jobs can use go to a store.
 
     Returns:
         The plan as carried out: stages may refine a block's sizes, within its budget, from what
@@ -205,12 +270,13 @@ def compress(
             if makers:
                 wanted.setdefault(name, {}).update(makers)
     done = []
-    blocks = walk(model, ids, wanted, batch_size, propagation)
+    blocks = shared_walk(model, ids, wanted, batch_size, propagation, sharing=sharing)
     for block_plan, (block, statistics) in zip(progress(plan.blocks), blocks, strict=True):
         refined = block_plan
-        for stage in stages:
+        acting = stages if block.family.matrices else ()
+        for stage in acting:
             refined = stage.refine(block, refined, statistics)
-        for stage in stages:
+        for stage in acting:
             stage.compress(block, refined, statistics)
         done.append(refined)
     return replace(plan, blocks=tuple(done))

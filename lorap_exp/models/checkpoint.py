@@ -6,6 +6,7 @@ the tokenizer. `AutoModelForCausalLM` opens it after `import lorap_exp`, or anyw
 """
 
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,24 @@ from transformers import (
 )
 
 from lorap_exp.errors import LorapError
-from lorap_exp.models.families import Family, family_of, module_shapes, shapes_of
+from lorap_exp.models.families import (
+    Family,
+    decoder_family,
+    family_of,
+    module_shapes,
+    shapes_of,
+)
 from lorap_exp.models.loading import meta_model
-from lorap_exp.models.modeling_compressed import COMPRESSED, LowRankLinear, reshape_linear
-from lorap_exp.planning.plan import Plan
+from lorap_exp.models.modeling_compressed import (
+    COMPRESSED,
+    LowRankLinear,
+    join_fused,
+    reshape_linear,
+)
+from lorap_exp.planning.plan import BlockPlan, Plan, Removal
+
+DECODER = ("attention", "mlp", "replacement")
+"""The parts whose parameters a ratio counts."""
 
 
 def register() -> None:
@@ -34,16 +49,80 @@ def register() -> None:
         AutoModelForCausalLM.register(config, model, exist_ok=True)
 
 
-def as_compressed(model: PreTrainedModel, plan: Plan) -> PreTrainedModel:
+def as_compressed(
+    model: PreTrainedModel, plan: Plan, dense: PreTrainedConfig | None = None
+) -> PreTrainedModel:
     """The same weights under the compressed architecture, without copying them.
+
+    Args:
+        model: rewritten to the sizes of the plan; `shorten` has removed its layers, if any.
+        plan: as carried out.
+        dense: configuration of the original model; that of `model` where it is still its own.
 
     Raises:
         RuntimeError: the weights' shapes are not those of the plan.
     """
-    config_class, model_class = COMPRESSED[model.config.model_type]
-    shapes = planned_shapes(model.config, plan)
-    config = config_class(**_settings(model.config), compressed_modules=shapes)
-    return _rebuild(model, model_class, config)
+    dense = dense or model.config
+    _, model_class = COMPRESSED[dense.model_type]
+    return _rebuild(model, model_class, planned_config(dense, plan))
+
+
+def shorten(
+    model: PreTrainedModel, removal: Removal, replacements: Mapping[int, nn.Module]
+) -> PreTrainedModel:
+    """A dense model without the removed layers, as a compressed architecture; weights are shared.
+
+    Args:
+        model: dense.
+        removal: which layers go, and what stands in their place.
+        replacements: the module of each replacement, by its start.
+    """
+    family = family_of(model.config.model_type)
+    blocks = removal.remaining(shapes_of(model))
+    plan = Plan(0.0, tuple(BlockPlan(block.index) for block in blocks), removal)
+    _, model_class = COMPRESSED[model.config.model_type]
+    layers = model.get_submodule(family.layers)
+    kept = [
+        replacements.get(block.index, layers.get_submodule(str(block.index))) for block in blocks
+    ]
+    original = list(layers.children())
+    try:
+        _set_layers(layers, kept)
+        return _rebuild(model, model_class, planned_config(model.config, plan))
+    finally:
+        _set_layers(layers, original)
+
+
+def _set_layers(container: nn.Module, layers: Sequence[nn.Module]) -> None:
+    container._modules = {str(position): layer for position, layer in enumerate(layers)}
+
+
+def planned_config(dense: PreTrainedConfig, plan: Plan) -> PreTrainedConfig:
+    """The compressed architecture's configuration: plan and dense configuration say it all."""
+    config_class, _ = COMPRESSED[dense.model_type]
+    settings = _settings(dense) | {"compressed_modules": planned_shapes(dense, plan)}
+    return config_class(**settings | _layer_settings(dense, plan))
+
+
+def _layer_settings(dense: PreTrainedConfig, plan: Plan) -> dict[str, Any]:
+    """What removing layers changes in a configuration: their number, and every list with one
+    entry for each layer."""
+    if not plan.removal.layers:
+        return {}
+    numbers = [block.index for block in plan.blocks]
+    lists = {
+        name: [value[number] for number in numbers]
+        for name, value in _settings(dense).items()
+        if isinstance(value, list) and len(value) == dense.num_hidden_layers
+    }
+    replaced = plan.removal.by_start
+    modules = {
+        str(position): {"kind": replaced[number].kind, "residual": replaced[number].residual}
+        for position, number in enumerate(numbers)
+        if number in replaced and not replaced[number].is_block
+    }
+    settings = {"num_hidden_layers": len(numbers), "original_layers": numbers}
+    return lists | settings | ({"replaced_layers": modules} if modules else {})
 
 
 def planned_shapes(dense: PreTrainedConfig, plan: Plan) -> dict[str, dict[str, int]]:
@@ -71,19 +150,19 @@ def export(model: PreTrainedModel, dense: PreTrainedConfig, plan: Plan, form: st
     if changes is None:
         return model
     stock = type(dense)(**_settings(dense) | changes)
-    return _rebuild(model, type(meta_model(stock)), stock)
+    return _rebuild(join_fused(model), type(meta_model(stock)), stock)
 
 
-def stock_changes(dense: PreTrainedConfig, plan: Plan) -> dict[str, int] | None:
+def stock_changes(dense: PreTrainedConfig, plan: Plan) -> dict[str, Any] | None:
     """Settings of the stock configuration that describe a plan; None when nothing stock does.
 
-    Every block must have the same widths and no factors. Phi-3's projections stay split.
+    Every layer must be a decoder layer of the family, with the same widths and no factors.
     """
     shapes = {(tuple(block.ranks), tuple(block.widths.items())) for block in plan.blocks}
-    if len(shapes) > 1 or dense.model_type == "phi3":
+    if len(shapes) > 1 or not all(r.is_block for r in plan.removal.replacements):
         return None
     ranks, widths = shapes.pop()
-    sizes, changes = dict(widths), {}
+    sizes, changes = dict(widths), _layer_settings(dense, plan)
     if ranks:
         return None
     if "mlp" in sizes:
@@ -174,30 +253,26 @@ def check_reload(model: PreTrainedModel, folder: Path, ids: torch.Tensor) -> Non
         )
 
 
-def decoder_family(model: PreTrainedModel) -> Family:
-    """The family of a dense or a compressed model."""
-    return family_of(model.config.model_type.removeprefix("compressed_"))
-
-
 def count_parameters(model: PreTrainedModel) -> dict[str, int]:
-    """Parameters counted from the model by part, with decoder (attention and mlp) and total.
+    """Parameters counted from the model by part, with decoder and total.
 
-    A tied output head is the embedding and is counted once.
+    decoder is attention, mlp and what replaces removed layers. A tied output head is the embedding
+    and is counted once.
     """
     family = decoder_family(model)
-    counts = {"attention": 0, "mlp": 0, "other": 0, "embeddings": 0}
+    counts = {"attention": 0, "mlp": 0, "replacement": 0, "other": 0, "embeddings": 0}
     for name, parameter in model.named_parameters():
         counts[part_of(name, family)] += parameter.numel()
-    total = sum(counts.values())
-    return counts | {"decoder": counts["attention"] + counts["mlp"], "total": total}
+    decoder = sum(counts[part] for part in DECODER)
+    return counts | {"decoder": decoder, "total": sum(counts.values())}
 
 
 def part_of(name: str, family: Family) -> str:
-    """The part a parameter belongs to: attention, mlp, embeddings (with the head) or other."""
+    """A parameter's part: attention, mlp, replacement, embeddings (with the head) or other."""
     inside = name.removeprefix(family.layers + ".").partition(".")[2]
     if name.startswith(family.layers + "."):
         for matrix, path in family.matrices.items():
             if inside.startswith(path + "."):
                 return "mlp" if matrix in ("gate", "up", "down") else "attention"
-        return "other"
+        return "replacement" if inside.startswith("replacement.") else "other"
     return "embeddings" if "embed_tokens." in name or name.startswith("lm_head.") else "other"

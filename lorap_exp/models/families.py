@@ -5,13 +5,13 @@ entry, one pair of classes in `modeling_compressed.py`, and a line in the tests'
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lorap_exp.errors import LorapError
-from lorap_exp.models.modeling_compressed import LowRankLinear
+from lorap_exp.models.modeling_compressed import LowRankLinear, ReplacedLayer
 from lorap_exp.planning.plan import BlockShape, MatrixShape, Plan
 
 LLAMA = {
@@ -54,6 +54,8 @@ class Family:
         bos_every_chunk: scores are meaningless unless every sequence starts with BOS.
         heads_from_shapes: attention reads its number of heads off its projections, so whole
             heads can be removed.
+        plain_residual: the output of `down` is added to the residual stream as it is, so a linear
+            map of it can be merged into `down`.
     """
 
     model_type: str
@@ -61,15 +63,16 @@ class Family:
     matrices: Mapping[str, str] = field(default_factory=lambda: dict(LLAMA))
     bos_every_chunk: bool = False
     heads_from_shapes: bool = True
+    plain_residual: bool = True
 
     @property
     def shared_inputs(self) -> list[list[str]]:
         """Groups of matrices that read the same activations."""
         return [[name for name in group if name in self.matrices] for group in SHARED_INPUTS]
 
-    def path(self, index: int, name: str) -> str:
-        """Module path of a matrix in the whole model."""
-        return f"{self.layers}.{index}.{self.matrices[name]}"
+    def path(self, position: int, name: str) -> str:
+        """Module path of a matrix in the whole model; layers are counted as they stand there."""
+        return f"{self.layers}.{position}.{self.matrices[name]}"
 
 
 FAMILIES = {
@@ -79,7 +82,7 @@ FAMILIES = {
         Family("mistral"),
         Family("qwen2"),
         Family("qwen3"),
-        Family("gemma3_text", bos_every_chunk=True),
+        Family("gemma3_text", bos_every_chunk=True, plain_residual=False),
         Family("opt", "model.decoder.layers", OPT, heads_from_shapes=False),
         Family("phi3", matrices=PHI3, heads_from_shapes=False),
     )
@@ -88,7 +91,10 @@ FAMILIES = {
 
 @dataclass(frozen=True)
 class Block:
-    """Decoder block `index` of a model; its matrices answer to vocabulary names."""
+    """Decoder block `index` (its number in the original model); matrices answer to their names.
+
+    A replacement that is no decoder layer has a family without matrices.
+    """
 
     index: int
     module: nn.Module
@@ -123,13 +129,23 @@ def family_of(model_type: str) -> Family:
     return FAMILIES[model_type]
 
 
+def decoder_family(model: PreTrainedModel) -> Family:
+    """The family of a dense or a compressed model."""
+    return family_of(model.config.model_type.removeprefix("compressed_"))
+
+
 def blocks_of(model: PreTrainedModel) -> list[Block]:
-    """The decoder blocks of a dense model, in order."""
-    family = family_of(model.config.model_type)
-    layers = model.get_submodule(family.layers).children()
+    """The blocks of a dense or a shortened model, in order, under their original numbers."""
+    family = decoder_family(model)
+    layers = list(model.get_submodule(family.layers).children())
     groups = getattr(model.config, "num_key_value_heads", None) or model.config.num_attention_heads
     groups = groups if family.heads_from_shapes else 0
-    return [Block(index, layer, family, groups) for index, layer in enumerate(layers)]
+    numbers = getattr(model.config, "original_layers", None) or range(len(layers))
+    bare = replace(family, matrices={})
+    return [
+        Block(number, layer, bare if isinstance(layer, ReplacedLayer) else family, groups)
+        for number, layer in zip(numbers, layers, strict=True)
+    ]
 
 
 def shapes_of(model: PreTrainedModel) -> list[BlockShape]:
@@ -142,7 +158,8 @@ def module_shapes(
 ) -> dict[str, dict[str, int]]:
     """`compressed_modules` of the configuration: what the plan changes, by module path."""
     shapes: dict[str, dict[str, int]] = {}
-    for block, before in zip(plan.blocks, dense, strict=True):
+    remaining = plan.removal.remaining(dense)
+    for position, (block, before) in enumerate(zip(plan.blocks, remaining, strict=True)):
         for name, planned in block.shapes(before).items():
             matrix, shape = before.matrices[name], {}
             if planned.out_features != matrix.out_features:
@@ -152,5 +169,5 @@ def module_shapes(
             if planned.rank is not None:
                 shape["rank"] = planned.rank
             if shape:
-                shapes[family.path(block.index, name)] = shape
+                shapes[family.path(position, name)] = shape
     return shapes

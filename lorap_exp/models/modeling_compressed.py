@@ -7,10 +7,15 @@ This file is complete in itself (torch and transformers only). It is saved besid
 linear layer (low-rank form of arXiv 2404.09695), {"out_features": n} and {"in_features": n} for a
 pruned one. Layers that are not listed keep the shape of the stock architecture. Architectures
 with fused projections (Phi-3) have them split first, so that each part has a shape of its own.
+
+`config.replaced_layers` maps a position in the list of layers to the module that stands there in
+place of a decoder layer (arXiv 2403.19135): {"kind": "ffn" | "swiglu" | "linear", "residual":
+bool}. `config.original_layers` lists the number that each layer had in the original model.
 """
 
 import torch
 from torch import nn
+from torch.nn.functional import silu
 from transformers import (
     Gemma3ForCausalLM,
     Gemma3TextConfig,
@@ -89,6 +94,8 @@ def split_fused(model):
     kv_heads = (config.num_key_value_heads or config.num_attention_heads) * head
     heads = config.num_attention_heads * head
     for layer in model.model.layers:
+        if isinstance(layer, ReplacedLayer):
+            continue
         attention, mlp = layer.self_attn, layer.mlp
         sizes = {"q": heads, "k": kv_heads, "v": kv_heads}
         attention.qkv_proj = SplitLinear(attention.qkv_proj, sizes)
@@ -97,74 +104,147 @@ def split_fused(model):
     return model
 
 
+def join_fused(model):
+    """The reverse of `split_fused`, in place: each fused projection as one layer again."""
+    for path, split in [(n, m) for n, m in model.named_modules() if isinstance(m, SplitLinear)]:
+        parts = list(split.children())
+        fused = reshape_linear(parts[0], out_features=sum(part.out_features for part in parts))
+        fused.weight = nn.Parameter(torch.cat([part.weight for part in parts]), False)
+        model.set_submodule(path, fused)
+    return model
+
+
+class FeedForward(nn.Module):
+    """W2 relu(W1 x + b1) + b2 with 4 H intermediate features."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.up = nn.Linear(config.hidden_size, 4 * config.hidden_size)
+        self.down = nn.Linear(4 * config.hidden_size, config.hidden_size)
+
+    def forward(self, x):
+        return self.down(torch.relu(self.up(x)))
+
+
+class GatedFeedForward(nn.Module):
+    """W_down (silu(W_gate x) * (W_up x)) at the intermediate size of the model, without biases."""
+
+    def __init__(self, config):
+        super().__init__()
+        hidden = config.hidden_size
+        inner = config.ffn_dim if isinstance(config, OPTConfig) else config.intermediate_size
+        self.gate = nn.Linear(hidden, inner, bias=False)
+        self.up = nn.Linear(hidden, inner, bias=False)
+        self.down = nn.Linear(inner, hidden, bias=False)
+
+    def forward(self, x):
+        return self.down(silu(self.gate(x)) * self.up(x))
+
+
+class LinearMap(nn.Module):
+    """W x, from closed-form least squares."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.down = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(self, x):
+        return self.down(x)
+
+
+REPLACEMENTS = {"ffn": FeedForward, "swiglu": GatedFeedForward, "linear": LinearMap}
+
+
+class ReplacedLayer(nn.Module):
+    """Stands in the list of decoder layers and maps hidden states only."""
+
+    def __init__(self, config, kind, residual, layer_idx):
+        super().__init__()
+        self.residual, self.layer_idx = residual, layer_idx
+        self.replacement = REPLACEMENTS[kind](config)
+
+    def forward(self, hidden_states, *args, past_key_values=None, **kwargs):
+        if past_key_values is not None:
+            # caches read the sequence length off the first layer of each kind, whichever it is
+            mark = hidden_states.new_zeros(hidden_states.shape[0], 1, hidden_states.shape[1], 1)
+            past_key_values.update(mark, mark, self.layer_idx)
+        mapped = self.replacement(hidden_states)
+        return hidden_states + mapped if self.residual else mapped
+
+
 class CompressedModel:
-    """Mixin in front of a stock `...ForCausalLM`: builds it, then applies the listed shapes."""
+    """Mixin in front of a stock `...ForCausalLM`: builds it, then applies what the config lists."""
 
     def __init__(self, config):
         super().__init__(config)  # type: ignore[call-arg]
         with torch.no_grad():
+            for position, settings in (config.replaced_layers or {}).items():
+                index = int(position)
+                replaced = ReplacedLayer(config, layer_idx=index, **settings)
+                self.get_decoder().layers[index] = replaced.to(self.dtype)
             split_fused(self)
             for path, shape in (config.compressed_modules or {}).items():
                 self.set_submodule(path, reshape_linear(self.get_submodule(path), **shape))
 
 
-class CompressedLlamaConfig(LlamaConfig):
-    model_type = "compressed_llama"
+class CompressedSettings:
+    """What a compressed configuration has beside the stock one's settings."""
+
     compressed_modules: dict | None = None
+    replaced_layers: dict | None = None
+    original_layers: list | None = None
+
+
+class CompressedLlamaConfig(CompressedSettings, LlamaConfig):
+    model_type = "compressed_llama"
 
 
 class CompressedLlamaForCausalLM(CompressedModel, LlamaForCausalLM):
     config_class = CompressedLlamaConfig
 
 
-class CompressedMistralConfig(MistralConfig):
+class CompressedMistralConfig(CompressedSettings, MistralConfig):
     model_type = "compressed_mistral"
-    compressed_modules: dict | None = None
 
 
 class CompressedMistralForCausalLM(CompressedModel, MistralForCausalLM):
     config_class = CompressedMistralConfig
 
 
-class CompressedQwen2Config(Qwen2Config):
+class CompressedQwen2Config(CompressedSettings, Qwen2Config):
     model_type = "compressed_qwen2"
-    compressed_modules: dict | None = None
 
 
 class CompressedQwen2ForCausalLM(CompressedModel, Qwen2ForCausalLM):
     config_class = CompressedQwen2Config
 
 
-class CompressedQwen3Config(Qwen3Config):
+class CompressedQwen3Config(CompressedSettings, Qwen3Config):
     model_type = "compressed_qwen3"
-    compressed_modules: dict | None = None
 
 
 class CompressedQwen3ForCausalLM(CompressedModel, Qwen3ForCausalLM):
     config_class = CompressedQwen3Config
 
 
-class CompressedGemma3TextConfig(Gemma3TextConfig):
+class CompressedGemma3TextConfig(CompressedSettings, Gemma3TextConfig):
     model_type = "compressed_gemma3_text"
-    compressed_modules: dict | None = None
 
 
 class CompressedGemma3TextForCausalLM(CompressedModel, Gemma3ForCausalLM):
     config_class = CompressedGemma3TextConfig
 
 
-class CompressedOPTConfig(OPTConfig):
+class CompressedOPTConfig(CompressedSettings, OPTConfig):
     model_type = "compressed_opt"
-    compressed_modules: dict | None = None
 
 
 class CompressedOPTForCausalLM(CompressedModel, OPTForCausalLM):
     config_class = CompressedOPTConfig
 
 
-class CompressedPhi3Config(Phi3Config):
+class CompressedPhi3Config(CompressedSettings, Phi3Config):
     model_type = "compressed_phi3"
-    compressed_modules: dict | None = None
 
 
 class CompressedPhi3ForCausalLM(CompressedModel, Phi3ForCausalLM):

@@ -27,7 +27,8 @@ def project_outputs(W_OI: Tensor, metric: Tensor | None, rank: int) -> tuple[Ten
     Returns:
         L_OR with orthonormal columns and R_RI = L^T W, float32, W ~ L R.
 
-    The eigenproblem is solved in float64, on the smaller side of the weight.
+    The eigenproblem is solved in float64 by `eigh`, on the smaller side of the weight: several
+    times cheaper than an SVD, and exact to float32 for any spectrum that matters.
 
     Raises:
         ValueError: rank out of range, or a non-finite weight or metric.
@@ -38,11 +39,40 @@ def project_outputs(W_OI: Tensor, metric: Tensor | None, rank: int) -> tuple[Ten
             f"rank must lie in [1, {min(out_features, in_features)}] for a "
             f"{out_features} x {in_features} weight, got {rank}"
         )
+    basis_OK, _ = principal_outputs(W_OI, metric)
+    return split(W_OI, basis_OK, rank)
+
+
+def split(W_OI: Tensor, basis_OK: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """L_OR and R_RI = L^T W for the first `rank` columns of a basis, float32."""
+    L_OR = basis_OK[:, :rank]
+    return L_OR, (L_OR.mT.double() @ W_OI.double()).float()
+
+
+def principal_outputs(W_OI: Tensor, metric: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The basis of `project_outputs` for every rank at once, and what each direction is worth.
+
+    Returns:
+        Orthonormal columns (O, K), float32, most energetic first, K = min(O, I); and the squared
+        singular values of W M^(1/2), descending, float64, (K,): their tail sum from r is the
+        squared error of the best rank-r approximation.
+
+    Raises:
+        ValueError: a non-finite weight or metric.
+    """
     A_OI = apply_root(W_OI, metric)
     if not torch.isfinite(A_OI).all():
         raise ValueError("the weight or its metric is not finite")
-    L_OR = top_left_subspace(A_OI, rank)
-    return L_OR.float(), (L_OR.mT @ W_OI.double()).float()
+    out_features, in_features = A_OI.shape
+    if out_features <= in_features:
+        values, vectors = torch.linalg.eigh(A_OI @ A_OI.mT)
+        basis = vectors.flip(-1)
+    else:
+        # A V is orthonormalised by QR, not divided by singular values: directions that A
+        # annihilates stay harmless, and the first r columns span the leading r directions
+        values, vectors = torch.linalg.eigh(A_OI.mT @ A_OI)
+        basis = torch.linalg.qr(A_OI @ vectors.flip(-1)).Q
+    return basis.float(), values.flip(0).clamp_min(0)
 
 
 def apply_root(W_OI: Tensor, metric: Tensor | None) -> Tensor:
@@ -54,20 +84,6 @@ def apply_root(W_OI: Tensor, metric: Tensor | None) -> Tensor:
         return W * metric.double().clamp_min(0).sqrt()
     values, vectors = torch.linalg.eigh(metric.double())
     return ((W @ vectors) * values.clamp_min(0).sqrt()) @ vectors.mT
-
-
-def top_left_subspace(A_OI: Tensor, rank: int) -> Tensor:
-    """Orthonormal basis (O, rank) of the leading left singular subspace of A, by `eigh`.
-
-    `eigh` of the smaller Gram matrix is several times cheaper than an SVD and, in float64, exact
-    to float32 for any spectrum that matters. On the input side, A V is orthonormalised by QR
-    rather than by dividing by singular values, so directions that A annihilates stay harmless.
-    """
-    out_features, in_features = A_OI.shape
-    if out_features <= in_features:
-        return torch.linalg.eigh(A_OI @ A_OI.mT).eigenvectors[:, -rank:].flip(-1)
-    V_IR = torch.linalg.eigh(A_OI.mT @ A_OI).eigenvectors[:, -rank:].flip(-1)
-    return torch.linalg.qr(A_OI @ V_IR).Q
 
 
 def weighted_error(W_OI: Tensor, approximation_OI: Tensor, metric: Tensor | None) -> Tensor:

@@ -94,21 +94,97 @@ class BlockPlan:
 
 
 @dataclass(frozen=True)
+class Replacement:
+    """What stands in place of layers [start, stop) of the original model.
+
+    `kind` is transformer (a decoder layer of the family), ffn, swiglu or linear; `residual` adds
+    the input to the output of the latter.
+    """
+
+    start: int
+    stop: int
+    kind: str
+    residual: bool = False
+
+    @property
+    def is_block(self) -> bool:
+        """It is a decoder layer: it has the matrices of one."""
+        return self.kind == "transformer"
+
+    def parameters(self, layer: BlockShape) -> int:
+        """Counted like a layer's: ffn 8 H^2 + 5 H, swiglu 3 H I, linear H^2, transformer a layer.
+
+        H is the hidden size and I the intermediate size of `layer`.
+        """
+        hidden, inner = layer.matrices["q"].in_features, layer.matrices["up"].out_features
+        return {
+            "ffn": 8 * hidden**2 + 5 * hidden,
+            "swiglu": 3 * hidden * inner,
+            "linear": hidden**2,
+            "transformer": layer.parameters,
+        }[self.kind]
+
+
+@dataclass(frozen=True)
+class Removal:
+    """Layers that go, by original number, and what stands in their place."""
+
+    layers: tuple[int, ...] = ()
+    replacements: tuple[Replacement, ...] = ()
+
+    @property
+    def by_start(self) -> dict[int, Replacement]:
+        return {replacement.start: replacement for replacement in self.replacements}
+
+    def parameters(self, shapes: Sequence[BlockShape]) -> int:
+        """Weights removed, net of what the replacements hold."""
+        gone = sum(shapes[index].parameters for index in self.layers)
+        return gone - sum(r.parameters(shapes[r.start]) for r in self.replacements)
+
+    def remaining(self, shapes: Sequence[BlockShape]) -> list[BlockShape]:
+        """Dense shapes of the shortened model in order, under original numbers.
+
+        A replacement has the number of the first layer it stands for; it has no matrices unless
+        it is a decoder layer.
+        """
+        found = []
+        for shape in shapes:
+            replacement = self.by_start.get(shape.index)
+            if replacement is not None and not replacement.is_block:
+                found.append(BlockShape(shape.index, {}, shape.groups))
+            elif replacement is not None or shape.index not in self.layers:
+                found.append(shape)
+        return found
+
+
+NOTHING = Removal()
+"""No layer goes."""
+
+
+@dataclass(frozen=True)
 class Plan:
-    """Sizes for every block at a requested ratio of removed weights."""
+    """Sizes for every block that stays, at a requested ratio of removed weights."""
 
     ratio: float
     blocks: tuple[BlockPlan, ...]
+    removal: Removal = NOTHING
 
     @property
     def is_dense(self) -> bool:
-        """Nothing changes: every matrix keeps its form."""
-        return not any(block.ranks or block.widths for block in self.blocks)
+        """Nothing changes: every layer is there and every matrix keeps its form."""
+        return not self.removal.layers and not self.reshapes
+
+    @property
+    def reshapes(self) -> bool:
+        """Some matrix of a block that stays changes its form."""
+        return any(block.ranks or block.widths for block in self.blocks)
 
     def parameters(self, shapes: Sequence[BlockShape]) -> int:
-        return sum(
-            block.parameters(shape) for block, shape in zip(self.blocks, shapes, strict=True)
-        )
+        """Weights of the planned model, replacements included; `shapes` are the dense ones."""
+        remaining = self.removal.remaining(shapes)
+        counts = [b.parameters(s) for b, s in zip(self.blocks, remaining, strict=True)]
+        modules = [r for r in self.removal.replacements if not r.is_block]
+        return sum(counts) + sum(r.parameters(shapes[r.start]) for r in modules)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1)
@@ -119,16 +195,29 @@ class Plan:
 
     @staticmethod
     def from_dict(raw: Mapping[str, Any]) -> "Plan":
-        return Plan(raw["ratio"], tuple(BlockPlan(**block) for block in raw["blocks"]))
+        removal = raw["removal"]
+        replacements = tuple(Replacement(**r) for r in removal["replacements"])
+        return Plan(
+            raw["ratio"],
+            tuple(BlockPlan(**block) for block in raw["blocks"]),
+            Removal(tuple(removal["layers"]), replacements),
+        )
 
 
 def assemble(
-    ratio: float, shapes: Sequence[BlockShape], sizes: Sequence[tuple[Price, int | None]]
+    ratio: float,
+    shapes: Sequence[BlockShape],
+    sizes: Sequence[tuple[Price, int | None]],
+    removal: Removal = NOTHING,
 ) -> Plan:
-    """The plan in which every priced item has its allocated size; whatever is None stays dense."""
+    """The plan in which every priced item has its allocated size; whatever is None stays dense.
+
+    `shapes` are those of the layers that stay.
+    """
     ranks: dict[int, dict[str, int]] = {shape.index: {} for shape in shapes}
     widths: dict[int, dict[str, int]] = {shape.index: {} for shape in shapes}
     for price, size in sizes:
         if size is not None:
             (widths if price.kind == "width" else ranks)[price.block][price.name] = size
-    return Plan(ratio, tuple(BlockPlan(s.index, ranks[s.index], widths[s.index]) for s in shapes))
+    blocks = tuple(BlockPlan(s.index, ranks[s.index], widths[s.index]) for s in shapes)
+    return Plan(ratio, blocks, removal)

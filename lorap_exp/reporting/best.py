@@ -34,8 +34,9 @@ def best_cells(table: pd.DataFrame, perplexities: Sequence[str]) -> Cells:
 
 
 def is_accuracy(column: str) -> bool:
-    """Whether a column holds accuracies in percent, of a task or their mean."""
-    return column in TASK_COLUMNS.values() or (column.startswith("mean") and "±" not in column)
+    """Whether a column holds percentages of right or unchanged answers, of a task or their mean."""
+    means = column.startswith(("mean", "stability", "agreement")) and "±" not in column
+    return column in TASK_COLUMNS.values() or means
 
 
 def _winners(numbers: "pd.Series[float]", pick: Any) -> list[int]:

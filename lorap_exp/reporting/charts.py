@@ -10,7 +10,7 @@ from lorap_exp.reporting.svg import COLOURS, Axis, label, number, svg, tag
 STOPS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
 """Viridis: even steps for every eye, and in grey."""
 CELL, NAMES, TOP = 16, 46, 22
-BAR, LABEL_WIDTH, BAR_WIDTH = 5, 330, 430
+BAR, LABEL_WIDTH, BAR_WIDTH = 5, 370, 430
 
 
 @dataclass(frozen=True)
@@ -34,35 +34,44 @@ def heat_map(
     rows: Sequence[str],
     columns: Sequence[int],
     tiles: Mapping[tuple[str, int], Tile],
+    *,
     title: str,
     column_name: str,
+    ends: tuple[str, str],
 ) -> Markup:
-    """Tiles by (row, column); where there is none, the page shows through."""
+    """Tiles by (row, column); where there is none, the page shows through.
+
+    `ends` says what the first and the last colour mean.
+    """
+    top = TOP if title else 4
     body = []
     for i, row in enumerate(rows):
-        body.append(label(NAMES - 6, TOP + i * CELL + 12, row, "end"))
+        body.append(label(NAMES - 6, top + i * CELL + 12, row, "end"))
         for j, column in enumerate(columns):
             if (tile := tiles.get((row, column))) is not None:
-                body.append(_tile(tile, NAMES + j * CELL, TOP + i * CELL))
-    bottom = TOP + len(rows) * CELL
+                body.append(_tile(tile, NAMES + j * CELL, top + i * CELL))
+    bottom = top + len(rows) * CELL
     every = 1 if len(columns) <= 16 else 5
     body += [
         label(NAMES + j * CELL + CELL / 2, bottom + 13, str(column), "middle")
         for j, column in enumerate(columns)
         if column % every == 0
     ]
-    width = max(NAMES + len(columns) * CELL + 8, 300)
     body.append(label(NAMES, bottom + 28, column_name))
-    return svg(width, bottom + 34, title, body)
+    body += _scale(bottom + 36, *ends)
+    width = max(NAMES + len(columns) * CELL + 8, 420)
+    return svg(width, bottom + 54, title, body)
 
 
-def scale(low: str, high: str) -> Markup:
-    """The colours of a heat map from `low` to `high`."""
+def _scale(y: int, low: str, high: str) -> list[Markup]:
+    """The colours from `low` to `high`, named."""
+    start = NAMES + 7 * len(low)
     steps = [
-        tag("rect", x=60 + 4 * i, y=2, width=4, height=12, fill=colour(i / 31)) for i in range(32)
+        tag("rect", x=start + 4 * i, y=y, width=4, height=10, fill=colour(i / 31))
+        for i in range(32)
     ]
-    ends = [label(54, 12, low, "end"), label(194, 12, high)]
-    return svg(420, 18, "", [*steps, *ends])
+    ends = [label(start - 5, y + 9, low, "end"), label(start + 133, y + 9, high)]
+    return [*steps, *ends]
 
 
 def bars(
@@ -104,7 +113,7 @@ def bars(
     return svg(LABEL_WIDTH + BAR_WIDTH + 24, y + 32, title, [*lines, *body, *ticks, name])
 
 
-def shorten(name: str, length: int = 52) -> str:
+def shorten(name: str, length: int = 60) -> str:
     """A name that fits beside a bar."""
     return name if len(name) <= length else "…" + name[1 - length :]
 

@@ -13,9 +13,9 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lorap_exp.reporting.best import Cells
-from lorap_exp.reporting.figures import score_charts
+from lorap_exp.reporting.figures import score_charts, word
 from lorap_exp.reporting.jobs import JobRecord
-from lorap_exp.reporting.layers import selection_charts, size_maps, size_scale
+from lorap_exp.reporting.layers import selection_charts, size_maps
 from lorap_exp.reporting.measures import cost_charts, short_names, spectrum_charts, training_chart
 from lorap_exp.reporting.provenance import commands, software
 from lorap_exp.reporting.svg import COLOURS
@@ -45,37 +45,48 @@ def html(page: Page, folders: Sequence[Path], jobs: Sequence[JobRecord]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    columns, rows = shown(page.table, page.best)
-    charts, legend = score_charts(page.table, page.perplexities)
-    costs, stages = cost_charts(_by_short_name(jobs))
-    others = {title: (shown(table), sources) for title, (table, sources) in page.others.items()}
     return environment.get_template("page.html.jinja").render(
         page=page,
         colours=COLOURS,
-        columns=columns,
-        rows=rows,
-        others=others,
         jobs=jobs,
-        failed=[job for job in jobs if job.result is None],
-        charts=charts,
-        legend=legend,
-        maps=size_maps(jobs),
-        size_scale=size_scale(),
-        selections=_charts(jobs, "selection.json", selection_charts),
-        spectra=_charts(jobs, "spectra.json", spectrum_charts),
-        training=_training(jobs),
-        costs=costs,
-        stages=stages,
         commands={str(folder): commands(folder, _inside(folder, jobs)) for folder in folders},
         software=software(jobs),
         configs={job.name: json.dumps(job.config, indent=1) for job in jobs},
+        **_of_table(page),
+        **_of_jobs(jobs),
     )
 
 
-def _by_short_name(jobs: Sequence[JobRecord]) -> dict[str, Any]:
-    finished = [job for job in jobs if job.result is not None]
-    names = short_names([job.name for job in finished])
-    return {names[job.name]: job.result for job in finished}
+def _of_table(page: Page) -> dict[str, Any]:
+    columns, rows = shown(page.table, page.best)
+    charts, legend = score_charts(page.table, page.perplexities)
+    others = {}
+    for title, (table, sources) in page.others.items():
+        names, cells = shown(table)
+        others[title] = (_headings(names), cells, sources)
+    return {
+        "headings": _headings(columns),
+        "rows": rows,
+        "others": others,
+        "charts": charts,
+        "legend": legend,
+    }
+
+
+def _of_jobs(jobs: Sequence[JobRecord]) -> dict[str, Any]:
+    short = short_names([job.name for job in jobs])
+    finished = {short[job.name]: job.result for job in jobs if job.result is not None}
+    costs, stages = cost_charts(finished) if finished else ([], [])
+    return {
+        "short": short,
+        "failed": [job for job in jobs if job.result is None],
+        "maps": size_maps(jobs),
+        "selections": _charts(jobs, "selection.json", selection_charts),
+        "spectra": _charts(jobs, "spectra.json", spectrum_charts),
+        "training": _training(jobs),
+        "costs": costs,
+        "stages": stages,
+    }
 
 
 def _charts(jobs: Sequence[JobRecord], file: str, draw: Any) -> list[tuple[str, Any]]:
@@ -84,8 +95,18 @@ def _charts(jobs: Sequence[JobRecord], file: str, draw: Any) -> list[tuple[str, 
 
 
 def _training(jobs: Sequence[JobRecord]) -> list[tuple[str, Any]]:
-    curves = ((job.name, job.result.recovery) for job in jobs if job.result is not None)
-    return [(name, training_chart(curve)) for name, curve in curves if curve.get("train")]
+    """The curves of every job that trained something."""
+    return [
+        (job.name, [training_chart(name, curve) for name, curve in job.result.curves.items()])
+        for job in jobs
+        if job.result is not None and job.result.curves
+    ]
+
+
+def _headings(columns: Sequence[str]) -> dict[str, str]:
+    """Column -> its telling word, or the whole name where the word is not enough."""
+    words = [word(name) for name in columns]
+    return {n: w if words.count(w) == 1 else n for n, w in zip(columns, words, strict=True)}
 
 
 def _inside(folder: Path, jobs: Sequence[JobRecord]) -> list[JobRecord]:

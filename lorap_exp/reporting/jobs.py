@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lorap_exp.errors import LorapError
+from lorap_exp.job import read_status
 from lorap_exp.reporting.result import Result
 
 
@@ -59,12 +60,12 @@ def sweep_name(folder: Path, folders: Sequence[Path]) -> str:
 
 
 def _read(folder: Path, name: str, sweep: str) -> JobRecord:
-    status = json.loads((folder / "status.json").read_text(encoding="utf-8"))
+    status = read_status(folder) or {}
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if (folder / "result.json").is_file():
         result = Result.from_dict(json.loads((folder / "result.json").read_text(encoding="utf-8")))
         return JobRecord(name, sweep, folder, config, "done", result)
-    state = "failed" if status["state"] == "failed" else "missing"
+    state = "failed" if status.get("state") in ("failed", "cut") else "missing"
     error = status.get("error") or "not finished"
     return JobRecord(
         name, sweep, folder, config, state, error=error, traceback=status.get("traceback", "")

@@ -5,8 +5,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from lorap_exp.planning.plan import BlockPlan, BlockShape, MatrixShape
-from lorap_exp.reporting.charts import Tile, heat_map, scale
+from lorap_exp.planning.plan import BlockPlan, BlockShape, MatrixShape, Plan, Removal
+from lorap_exp.reporting.charts import Tile, heat_map
 from lorap_exp.reporting.jobs import JobRecord
 from lorap_exp.reporting.result import Result
 from lorap_exp.reporting.svg import Point, Series, line_chart
@@ -15,8 +15,8 @@ ATTENTION = ("q", "k", "v", "o")
 ORDER = (*ATTENTION, "gate", "up", "down", "mlp", "heads")
 
 
-def size_maps(jobs: Sequence[JobRecord]) -> list[tuple[str, Markup, str]]:
-    """(job, heat map, meaning of the colour) of every compressed job."""
+def size_maps(jobs: Sequence[JobRecord]) -> list[tuple[str, Markup]]:
+    """(job, heat map) of every compressed job."""
     compressed = [(j.name, j.result) for j in jobs if j.result and not j.result.plan.is_dense]
     dense = dense_shapes(jobs)
     largest: dict[str, int] = {}
@@ -24,21 +24,10 @@ def size_maps(jobs: Sequence[JobRecord]) -> list[tuple[str, Markup, str]]:
         for block in result.plan.blocks:
             for name, size in (*block.ranks.items(), *block.widths.items()):
                 largest[name] = max(size, largest.get(name, 1))
-    found = []
-    for job, result in compressed:
-        known = dense.get(_model(result))
-        meaning = (
-            "colour: share of the dense weights kept"
-            if known
-            else "colour: size against the largest of this matrix in the report"
-        )
-        found.append((job, _size_map(result, known, largest), meaning))
-    return found
-
-
-def size_scale() -> Markup:
-    """What the colours of a size map mean."""
-    return scale("0", "1 (dense)")
+    return [
+        (job, _size_map(result.plan, dense.get(_model(result)), largest))
+        for job, result in compressed
+    ]
 
 
 def dense_shapes(jobs: Sequence[JobRecord]) -> dict[str, BlockShape]:
@@ -54,36 +43,51 @@ def dense_shapes(jobs: Sequence[JobRecord]) -> dict[str, BlockShape]:
 
 
 def selection_charts(selection: dict[str, Any]) -> list[Markup]:
-    """The search for layers to remove: the map over (start, length), and single scores."""
-    metric = str(selection.get("metric", "score"))
+    """The search for layers to remove: similarities over (start, length), and scores."""
+    criterion = str(selection.get("criterion", "score"))
     removed = selection.get("removed") or []
     charts = []
     if entries := selection.get("map"):
-        chosen = (min(removed), len(removed)) if removed else None
-        values = [value for _, _, value in entries]
-        low, spread = min(values), max(values) - min(values) or 1
-        tiles = {
-            (str(length), start): Tile(
-                (value - low) / spread,
-                f"{length} layers from {start}: {metric} {value:.6g}",
-                (start, length) == chosen,
-            )
-            for start, length, value in entries
-        }
-        rows = sorted({str(length) for _, length, _ in entries}, key=int)
-        columns = sorted({start for start, _, _ in entries})
-        title = f"{metric} of every span (rows: number of layers)"
-        charts.append(heat_map(rows, columns, tiles, title, "first layer of the span"))
-        charts.append(scale(f"{low:.4g}", f"{max(values):.4g}"))
+        charts.append(_similarity_map(entries, removed))
     if scores := selection.get("scores"):
-        points = [Point(layer, score, f"layer {layer}: {score:.6g}") for layer, score in scores]
-        series = [Series(metric, 0, points)]
-        charts.append(line_chart(series, title=f"{metric} by layer", x_label="layer"))
+        gone = {True: ", removed", False: ""}
+        points = [
+            Point(layer, score, f"layer {layer}: {score:.6g}{gone[layer in removed]}")
+            for layer, score in scores
+        ]
+        series = [Series(criterion, 0, points)]
+        charts.append(line_chart(series, title=f"{criterion}: scores", x_label="layer or start"))
     return charts
 
 
-def _size_map(result: Result, dense: BlockShape | None, largest: dict[str, int]) -> Markup:
-    blocks = {block.index: block for block in result.plan.blocks}
+def _similarity_map(entries: Sequence[Any], removed: Sequence[int]) -> Markup:
+    """Mean cosine by (length, start), the removed span or layers outlined."""
+    chosen = {(layer, 1) for layer in removed}
+    if removed and list(removed) == list(range(removed[0], removed[0] + len(removed))):
+        chosen = {(removed[0], len(removed))}
+    values = [value for _, _, value in entries]
+    low, spread = min(values), max(values) - min(values) or 1
+    tiles = {
+        (str(length), start): Tile(
+            (value - low) / spread,
+            f"{length} layers from {start}: mean cosine {value:.6f}",
+            (start, length) in chosen,
+        )
+        for start, length, value in entries
+    }
+    return heat_map(
+        [str(length) for length in sorted({length for _, length, _ in entries}, reverse=True)],
+        sorted({start for start, _, _ in entries}),
+        tiles,
+        title="similarity of hidden states by number of layers, removed ones outlined",
+        column_name="first layer of the span",
+        ends=(f"{low:.3f}", f"{max(values):.3f}"),
+    )
+
+
+def _size_map(plan: Plan, dense: BlockShape | None, largest: dict[str, int]) -> Markup:
+    modules = {r.start for r in plan.removal.replacements if not r.is_block}
+    blocks = {block.index: block for block in plan.blocks if block.index not in modules}
     present = {n for block in blocks.values() for n in (*block.ranks, *block.widths)}
     if present & set(ATTENTION):
         present |= set(ATTENTION)
@@ -93,7 +97,28 @@ def _size_map(result: Result, dense: BlockShape | None, largest: dict[str, int])
         for index, block in blocks.items()
         for name in rows
     }
-    return heat_map(rows, range(max(blocks) + 1), tiles, "", "layer of the original model")
+    indices = {*blocks, *modules, *plan.removal.layers}
+    if plan.removal.layers:
+        rows.insert(0, "layer")
+        tiles |= {("layer", index): _layer_tile(plan.removal, index) for index in indices}
+    share = "share of the dense weights kept" if dense else "size against the largest here"
+    return heat_map(
+        rows,
+        range(max(indices) + 1),
+        tiles,
+        title="",
+        column_name=f"layer of the original model; colour: {share}",
+        ends=("0", "1"),
+    )
+
+
+def _layer_tile(removal: Removal, index: int) -> Tile:
+    replacement = removal.by_start.get(index)
+    if replacement is not None:
+        span = f"layers {replacement.start} to {replacement.stop - 1}"
+        return Tile(0.5, f"layer {index}: {replacement.kind} in place of {span}")
+    gone = index in removal.layers
+    return Tile(0.0 if gone else 1.0, f"layer {index}: {'removed' if gone else 'stays'}")
 
 
 def _size_tile(
@@ -129,10 +154,11 @@ def _shape(config: dict[str, Any], result: Result) -> BlockShape | None:
     sizes |= {"v": sizes["k"], "o": (hidden, heads * size)}
     sizes |= {"gate": (inner, hidden), "up": (inner, hidden), "down": (hidden, inner)}
     counted = result.parameters["dense"]["decoder"]
+    layers = {*(block.index for block in result.plan.blocks), *result.plan.removal.layers}
     for without in ((), ("gate",)):
         matrices = {n: MatrixShape(n, *s) for n, s in sizes.items() if n not in without}
         shape = BlockShape(0, matrices, groups)
-        if 0 <= counted - shape.parameters * len(result.plan.blocks) <= 0.02 * counted:
+        if 0 <= counted - shape.parameters * len(layers) <= 0.02 * counted:
             return shape
     return None
 

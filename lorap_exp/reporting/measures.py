@@ -29,14 +29,16 @@ def spectrum_charts(spectra: Sequence[Mapping[str, Any]]) -> list[Markup]:
             points = [Point(i / (len(means) - 1), mean) for i, mean in enumerate(means)]
             series.append(Series(matrix, style, points, marks=False))
         charts.append(
-            line_chart(series, title=f"{metric}: energy kept", x_label="rank / full rank")
+            line_chart(
+                series, title=f"{metric}: energy kept", x_label="rank / full rank", legend=True
+            )
         )
     return charts
 
 
-def training_chart(recovery: Mapping[str, Any]) -> Markup:
+def training_chart(name: str, curve: Mapping[str, Any]) -> Markup:
     """Training loss as a line, validation losses as marks."""
-    train = list(recovery.get("train", []))
+    train = list(curve.get("train", []))
     run = max(1, -(-len(train) // STEPS))
     means = [
         Point(start + (min(run, len(train) - start) - 1) / 2, statistics.fmean(train[start:][:run]))
@@ -44,11 +46,11 @@ def training_chart(recovery: Mapping[str, Any]) -> Markup:
     ]
     marks = [
         Point(step, loss, f"step {step}: validation loss {loss:.4f}")
-        for step, loss in recovery.get("validation", [])
+        for step, loss in curve.get("validation", [])
     ]
     series = [Series("training", 0, means, marks=False), Series("validation", 1, marks)]
-    title = "loss" if run == 1 else f"loss (training: mean of {run} steps)"
-    return line_chart([s for s in series if s.points], title=title, x_label="step")
+    title = f"{name}: loss" if run == 1 else f"{name}: loss (training: mean of {run} steps)"
+    return line_chart([s for s in series if s.points], title=title, x_label="step", legend=True)
 
 
 def cost_charts(results: Mapping[str, Result]) -> tuple[list[Markup], list[str]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lorap_exp.evaluation.perplexity import Perplexity
+from lorap_exp.evaluation.stability import Stability
 from lorap_exp.evaluation.zero_shot import TaskScore, mean_acc, mean_paper
 from lorap_exp.planning.plan import Plan
 
@@ -20,6 +21,7 @@ class Scores:
 
     perplexity: tuple[Perplexity, ...]
     tasks: tuple[TaskScore, ...]
+    stability: tuple[Stability, ...] = ()
 
     def seconds(self) -> dict[str, float]:
         """Seconds of the evaluation, over all processes that took part in it."""
@@ -33,10 +35,14 @@ class Scores:
         if not self.tasks:
             return {}
         count = len(self.tasks)
-        return {
+        means = {
             f"mean{count}_paper": asdict(mean_paper(self.tasks)),
             f"mean{count}_acc": asdict(mean_acc(self.tasks)),
         }
+        for name in ("stability", "agreement") if self.stability else ():
+            value = sum(getattr(one, name) for one in self.stability) / len(self.stability)
+            means[name] = {"value": value, "stderr": None}
+        return means
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,7 @@ class Result:
     """One finished job. Counts are parameters, times seconds, memory bytes.
 
     `parameters` holds the dense and the compressed counts by part, both counted from the model;
-    `recovery` the losses of the tuning, if any.
+    `curves` the losses of each training, by its name.
     """
 
     config: dict[str, Any]
@@ -56,7 +62,7 @@ class Result:
     calibration: dict[str, Any]
     plan: Plan
     parameters: dict[str, dict[str, int]]
-    recovery: dict[str, Any]
+    curves: dict[str, Any]
     scores: Scores
     seconds: dict[str, float]
     peak_memory: dict[str, int]
@@ -79,6 +85,7 @@ class Result:
         fields["scores"] = Scores(
             tuple(Perplexity(**p) for p in raw["scores"]["perplexity"]),
             tuple(TaskScore(**t) for t in raw["scores"]["tasks"]),
+            tuple(Stability(**s) for s in raw["scores"]["stability"]),
         )
         return Result(**fields)
 

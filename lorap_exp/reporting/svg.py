@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 360, 250
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 26, 40
+LEFT, RIGHT, TOP, BOTTOM, LINE = 44, 12, 26, 40, 14
 COLOURS = 10
 MARKS = (
     "M-4,0a4,4 0 1,0 8,0a4,4 0 1,0 -8,0",
@@ -73,14 +73,24 @@ def tag(name: str, *children: str, **attributes: object) -> Markup:
 
 
 def line_chart(
-    series: Sequence[Series], *, title: str, x_label: str, y_label: str = "", log_y: bool = False
+    series: Sequence[Series],
+    *,
+    title: str,
+    x_label: str,
+    log_y: bool = False,
+    legend: bool = False,
 ) -> Markup:
-    """Lines and marks over two axes; a logarithmic axis leaves out what is not positive."""
+    """Lines and marks over two axes; a logarithmic axis leaves out what is not positive.
+
+    `legend` names the series below the title, in their colours.
+    """
     shown = [point for s in series for point in (*s.points, *s.path)]
     x = axis([p.x for p in shown], LEFT, WIDTH - RIGHT)
     ends = [p.y + sign * (0 if math.isnan(p.error) else p.error) for p in shown for sign in (-1, 1)]
-    y = axis([end for end in ends if end > 0 or not log_y], HEIGHT - BOTTOM, TOP, log_y)
-    body = [*_frame(x, y, x_label, y_label), *(_series(s, x, y) for s in series)]
+    top = TOP + LINE if legend else TOP
+    y = axis([end for end in ends if end > 0 or not log_y], HEIGHT - BOTTOM, top, log_y)
+    body = [*_frame(x, y, x_label), *(_series(s, x, y) for s in series)]
+    body += [_names(series)] if legend else []
     return svg(WIDTH, HEIGHT, title, body)
 
 
@@ -116,7 +126,15 @@ def svg(width: float, height: float, title: str, body: Sequence[Markup]) -> Mark
     )
 
 
-def _frame(x: Axis, y: Axis, x_label: str, y_label: str) -> list[Markup]:
+def _names(series: Sequence[Series]) -> Markup:
+    spans = [
+        tag("tspan", s.label, dx=0 if i == 0 else 10, class_=f"name c{s.style % COLOURS}")
+        for i, s in enumerate(series)
+    ]
+    return tag("text", *spans, x=LEFT, y=TOP + 4)
+
+
+def _frame(x: Axis, y: Axis, x_label: str) -> list[Markup]:
     """Grid lines with their numbers, and the names of the axes."""
     found = []
     for value in x.ticks():
@@ -126,10 +144,6 @@ def _frame(x: Axis, y: Axis, x_label: str, y_label: str) -> list[Markup]:
         found.append(tag("line", x1=x.start, x2=x.stop, y1=y(value), y2=y(value), class_="grid"))
         found.append(label(x.start - 5, y(value) + 3.5, number(value), "end"))
     found.append(label((x.start + x.stop) / 2, y.start + 30, x_label, "middle"))
-    if y_label:
-        middle = (y.start + y.stop) / 2
-        turn = f"rotate(-90 11 {middle})"
-        found.append(label(11, middle, y_label, "middle", transform=turn))
     return found
 
 

@@ -45,6 +45,11 @@ class Sweep:
         return [job.result for job in self.jobs if job.result is not None]
 
     @property
+    def reasons(self) -> dict[str, str]:
+        """Why there is no result, by job."""
+        return {job.name: job.error for job in self.jobs if job.result is None}
+
+    @property
     def perplexities(self) -> list[str]:
         """Labels of the perplexity texts, in the order of the table."""
         labels = [score.label for result in self.results for score in result.scores.perplexity]
@@ -112,8 +117,7 @@ def notes(sweep: Sweep) -> list[str]:
     lines = [f"**{found}**\n" for found in (warning(sweep),) if found]
     lines.append(f"{LEGEND}\n")
     lines += [f"- {profile}" for profile in profiles(sweep)]
-    reasons = {job.name: job.error for job in sweep.jobs if job.result is None}
-    return lines + [f"- {job}: **{reason}**" for job, reason in sorted(reasons.items())]
+    return lines + [f"- {job}: **{reason}**" for job, reason in sorted(sweep.reasons.items())]
 
 
 def warning(sweep: Sweep) -> str:

@@ -17,7 +17,7 @@ TASK_COLUMNS = {
     "arc_challenge": "ARC-c",
     "openbookqa": "OBQA",
 }
-NOT_NUMBERS = ("name", "output_root", "keep_model", "published", "logging", "seed")
+NOT_NUMBERS = ("name", "output_root", "store", "keep_model", "published", "logging", "seed")
 """Settings that tell no two rows apart; seeds are averaged over."""
 OF_COMPRESSION = ("method.", "calibration.", "export")
 """Settings without meaning for a dense model."""
@@ -38,7 +38,8 @@ def cells(result: Result) -> dict[str, Any]:
     row |= {TASK_COLUMNS[task.task]: 100 * task.paper[0] for task in result.scores.tasks}
     for name, mean in result.scores.means().items():
         row[name] = 100 * mean["value"]
-        row[f"{name} ±"] = 100 * mean["stderr"]
+        if mean["stderr"] is not None:
+            row[f"{name} ±"] = 100 * mean["stderr"]
     return row
 
 
@@ -86,7 +87,7 @@ def columns(results: Sequence[Result]) -> list[str]:
     """Column order of the paper: what was compressed, perplexities, tasks, means."""
     found = [name for result in results for name in cells(result)]
     perplexities = [s.label for result in results for s in result.scores.perplexity]
-    means = [name for name in found if name.startswith("mean")]
+    means = [name for name in found if name.startswith(("mean", "stability", "agreement"))]
     order = [*LEADING, *perplexities, *TASK_COLUMNS.values(), *means]
     return list(dict.fromkeys(name for name in order if name in found or name in LEADING))
 

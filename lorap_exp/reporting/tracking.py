@@ -10,6 +10,7 @@ import pandas as pd
 import wandb
 
 from lorap_exp.config import Config
+from lorap_exp.errors import LorapError, first_line
 from lorap_exp.reporting.result import Result
 from lorap_exp.reporting.table import frame
 
@@ -24,10 +25,11 @@ class Tracker:
         """Metrics, the sizes of every layer, and the row of the paper's table."""
         if self._run is None:
             return
-        for step, loss in enumerate(result.recovery.get("train", [])):
-            self._run.log({"recovery/step": step, "recovery/loss": loss})
-        for step, loss in result.recovery.get("validation", []):
-            self._run.log({"recovery/step": step, "recovery/validation_loss": loss})
+        for name, curve in result.curves.items():
+            for step, loss in enumerate(curve["train"]):
+                self._run.log({f"{name}/step": step, f"{name}/loss": loss})
+            for step, loss in curve["validation"]:
+                self._run.log({f"{name}/step": step, f"{name}/validation_loss": loss})
         self._run.log(metrics(result))
         sizes = pd.DataFrame(layer_sizes(result), columns=["layer", "matrix", "kind", "size"])
         tables = {"layers": sizes, "table": frame([result])}
@@ -40,16 +42,22 @@ def track(cfg: Config, folder: Path) -> Iterator[Tracker]:
     if cfg.logging.wandb == "disabled":
         yield Tracker(None)
         return
-    run = wandb.init(
-        project=cfg.logging.project,
-        entity=cfg.logging.entity,
-        mode=cfg.logging.wandb,
-        group=cfg.name,
-        name=folder.name,
-        dir=str(folder),
-        config=cfg.dump(),
-        settings=wandb.Settings(silent=True, console="off"),
-    )
+    try:
+        run = wandb.init(
+            project=cfg.logging.project,
+            entity=cfg.logging.entity,
+            mode=cfg.logging.wandb,
+            group=cfg.name,
+            name=folder.name,
+            dir=str(folder),
+            config=cfg.dump(),
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+    except wandb.Error as error:
+        raise LorapError(
+            f"logging must be offline or disabled where W&B cannot be reached or has no account, "
+            f"got {cfg.logging.name}: {first_line(error)}"
+        ) from error
     exit_code = 1
     try:
         yield Tracker(run)
@@ -99,6 +107,8 @@ def metrics(result: Result) -> dict[str, float]:
         flat[f"acc/{task.task}"] = task.acc
         if task.acc_norm is not None:
             flat[f"acc_norm/{task.task}"] = task.acc_norm
+    for one in result.scores.stability:
+        flat |= {f"stability/{one.task}": one.stability, f"agreement/{one.task}": one.agreement}
     for name, mean in result.scores.means().items():
         flat[name] = mean["value"]
     flat |= {f"parameters/{k}": v for k, v in result.parameters["compressed"].items()}

@@ -9,12 +9,13 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from lorap_exp.errors import LorapError
 
@@ -26,7 +27,7 @@ class Schedule:
     """Optimisation settings; a step is one optimiser step over `batch_size` examples.
 
     Attributes:
-        decay: shape of the learning rate after warm-up, down to zero at the last step.
+        decay: shape of the learning rate after warm-up, down to `final_rate` at the last step.
         clip: largest gradient norm.
         loss_scale: factor on the loss, taken off the gradients again: float16 needs 2^14.
         evaluate_every: steps between validations, each of which also saves the state.
@@ -41,7 +42,8 @@ class Schedule:
     clip: float
     evaluate_every: int
     seed: int
-    decay: str = "linear"
+    decay: Literal["linear", "cosine"] = "linear"
+    final_rate: float = 0.0
     loss_scale: float = 1.0
 
     def rate(self, step: int) -> float:
@@ -50,7 +52,7 @@ class Schedule:
             return self.learning_rate * (step + 1) / self.warmup_steps
         progress = (step - self.warmup_steps + 1) / max(self.steps - self.warmup_steps, 1)
         factor = 1 - progress if self.decay == "linear" else (1 + math.cos(math.pi * progress)) / 2
-        return self.learning_rate * factor
+        return self.final_rate + (self.learning_rate - self.final_rate) * factor
 
 
 @dataclass
@@ -63,6 +65,11 @@ class Curve:
     @property
     def best(self) -> tuple[int, float]:
         return min(self.validation, key=lambda point: point[1])
+
+    def summary(self) -> str:
+        """One line for a person."""
+        step, best = self.best
+        return f"validation loss {self.validation[0][1]:.4g} -> {best:.4g} at step {step}"
 
 
 def train(
@@ -97,7 +104,8 @@ def train(
     if start == 0:
         _measure(0, curve, validate, parameters, folder)
     micro = math.ceil(schedule.batch_size / schedule.micro_batch)
-    for step in progress(range(start, schedule.steps)):
+    steps = progress(range(start, schedule.steps))
+    for step in steps:
         torch.manual_seed(schedule.seed * 1_000_003 + step)
         batch = _batch(examples, schedule, step)
         total = 0.0
@@ -121,6 +129,8 @@ def train(
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         curve.train.append(total)
+        if isinstance(steps, tqdm):
+            steps.set_postfix_str(f"loss {total:.4g}", refresh=False)
         done = step + 1
         if done % schedule.evaluate_every == 0 or done == schedule.steps:
             _measure(done, curve, validate, parameters, folder)

@@ -1,7 +1,10 @@
+import hashlib
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from lorap_exp.config import DataConfig
@@ -14,7 +17,8 @@ from lorap_exp.evaluation.profiles import PROFILES, read_text
 
 
 def test_rows_and_articles() -> None:
-    rows = rows_of_lines([" ", " = One = ", " ", " = = Part = = ", " text ", " = Two = ", " more "])
+    lines = [" ", " = One = ", " ", " = = Part = = ", " Wins ", " = Losses = ", " Draws "]
+    rows = rows_of_lines([*lines, " ", " = Two = ", " ", " more "])
     assert rows[0] == "" and rows[1] == " = One = \n"
     assert [a.split("\n")[0] for a in articles(rows)] == [" = One = ", " = Two = "]
 
@@ -37,6 +41,43 @@ def test_local_calibration_texts(shared: Path) -> None:
     data = Local(shared / "data")
     assert len(data.documents("c4", "train")) == 584
     assert len(data.documents("wikitext2", "validation")) == 60
+
+
+def test_training_text_from_the_tokenised_release(shared: Path) -> None:
+    data = Local(shared / "data")
+    rows = data.rows("wikitext2", "train")
+    assert len(rows) == 36_718
+    raw = data.rows("wikitext2", "validation")
+    for text in (rows, raw):  # one convention: blank rows are empty, others " text \n"
+        assert all(row == "" or (row[0] == " " and row.endswith(" \n")) for row in text)
+    words = Counter(word for row in rows for word in row.split())
+    assert len(words) == 33_278 - 1  # its documented vocabulary, in which </s> is the newline
+    assert sum(words.values()) + len(rows) == 2_088_628  # and its tokens, a </s> for every row
+    assert len(data.documents("wikitext2", "train")) == 600
+
+
+def test_the_raw_training_text_comes_first(tmp_path: Path) -> None:
+    folder = tmp_path / "wikitext2"
+    folder.mkdir()
+    (folder / "train.txt").write_bytes(b" \n = One = \n \n a page\x0cbreak \n")
+    pd.DataFrame({"text": ["", " = <unk> = \n"]}).to_parquet(folder / "train.tokens.parquet")
+    entries = {
+        f"wikitext2/{path.name}": {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        for path in folder.iterdir()
+    }
+    manifest = tmp_path / "MANIFEST.json"
+    manifest.write_text(json.dumps(entries))
+    raw = ["", " = One = \n", "", " a page\x0cbreak \n"]
+    assert Local(tmp_path).rows("wikitext2", "train") == raw
+    del entries["wikitext2/train.txt"]
+    manifest.write_text(json.dumps(entries))
+    assert Local(tmp_path).rows("wikitext2", "train") == ["", " = <unk> = \n"]
+
+
+def test_ptb_training_text(shared: Path) -> None:
+    rows = Local(shared / "data").rows("ptb", "train")
+    assert len(rows) == 42_068 and rows[1].startswith("pierre <unk> N years old")
+    assert sum(len(row.split()) for row in rows) + len(rows) == 929_589  # its documented tokens
 
 
 def test_a_changed_file_is_refused(shared: Path, tmp_path: Path) -> None:

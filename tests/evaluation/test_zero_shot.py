@@ -39,7 +39,7 @@ def test_scores_are_those_of_simple_evaluate(
     )
     assert output is not None
     expected = output["results"]["hellaswag"]
-    score = evaluate_task(
+    score, _ = evaluate_task(
         model, byte_tokenizer(), "hellaswag", folder=tmp_path, limit=20, batch_size=8
     )
     assert score.samples == 20
@@ -55,8 +55,12 @@ def test_every_task_on_real_questions(
 ) -> None:
     data: DataSource = Local(shared / "data")
     write_tasks([task], data, tmp_path)
-    score = evaluate_task(tiny(), byte_tokenizer(), task, folder=tmp_path, limit=4, batch_size=4)
-    assert score.samples == 4
+    score, choices = evaluate_task(
+        tiny(), byte_tokenizer(), task, folder=tmp_path, limit=4, batch_size=4
+    )
+    assert score.samples == len(choices.gold) == len(choices.nll) == 4
+    assert all(0 <= gold < len(row) for gold, row in zip(choices.gold, choices.nll, strict=True))
+    assert all(nll > 0 for row in choices.nll for nll in row)
     assert 0 <= score.paper[0] <= 1
 
 

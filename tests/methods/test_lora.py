@@ -39,7 +39,7 @@ FAST = [
 def test_recovery_lowers_the_loss(tmp_path: Path, config: Make, path: str) -> None:
     plain = pipeline.run(config(*FAST, "method.stages.recovery=null"), tmp_path / "plain")
     tuned = pipeline.run(config(*FAST, f"method.stages.recovery.path={path}"), tmp_path / "tuned")
-    losses = [loss for _, loss in tuned.recovery["validation"]]
+    losses = [loss for _, loss in tuned.curves["recovery"]["validation"]]
     assert min(losses) < losses[0]
     assert tuned.scores.perplexity[0].perplexity < plain.scores.perplexity[0].perplexity
     before, after = plain.plan.blocks[0], tuned.plan.blocks[0]
@@ -74,7 +74,9 @@ def test_a_cut_recovery_goes_on_to_the_same_loss(
         pipeline.run(config(*FAST), tmp_path / "cut")
     monkeypatch.undo()
     resumed = pipeline.run(config(*FAST), tmp_path / "cut")
-    assert resumed.recovery["train"] == pytest.approx(unbroken.recovery["train"], abs=1e-6)
+    assert resumed.curves["recovery"]["train"] == pytest.approx(
+        unbroken.curves["recovery"]["train"], abs=1e-6
+    )
     assert resumed.scores.perplexity[0].nll == pytest.approx(
         unbroken.scores.perplexity[0].nll, abs=1e-6
     )
@@ -144,7 +146,7 @@ def test_micro_batches_change_nothing(tmp_path: Path, config: Make) -> None:
             ),
             tmp_path / str(micro),
         )
-        losses.append(torch.tensor(run.recovery["train"]))
+        losses.append(torch.tensor(run.curves["recovery"]["train"]))
     torch.testing.assert_close(losses[0], losses[1], atol=1e-4, rtol=1e-4)
 
 

@@ -1,0 +1,173 @@
+"""The subcommands beside a run: `info`, `report` and `data fetch | verify | where`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from lorap_exp.catalogue import conf_folder
+from lorap_exp.errors import LorapError
+
+COMMANDS = ("info", "report", "data", "store")
+GROUPS = ("wikitext2", "ptb", "c4", "tasks", "alpaca")
+MOST_DOCUMENTS = 350_000
+"""C4 is fetched from its first file, which holds a few thousand more."""
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Parse and run one subcommand; an error is one sentence and exit code 1."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except LorapError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted: the same command goes on from here")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m lorap_exp")
+    commands = parser.add_subparsers(required=True, metavar="{info,report,data,store}")
+    info = commands.add_parser("info", help="what was done to each layer of a saved model")
+    info.add_argument("folder", type=Path, help="a saved model, or the job that holds it")
+    info.set_defaults(run=_info)
+    report = commands.add_parser("report", help="table, plots and page of sweeps, from disk")
+    report.add_argument("folders", nargs="+", type=Path, metavar="folder", help="of a sweep")
+    report.add_argument("--output", type=Path, help="where it goes (default: the first folder)")
+    report.add_argument("--wandb", choices=("offline", "online"), help="log it as a W&B run too")
+    report.add_argument("--project", default="lorap_exp", help="of W&B (default: lorap_exp)")
+    report.set_defaults(run=_report)
+    data = commands.add_parser("data", help="the folder that data=local reads")
+    _data_parsers(data.add_subparsers(required=True, metavar="{fetch,verify,where}"))
+    store = commands.add_parser("store", help="statistics and scores that jobs share")
+    _store_parsers(store.add_subparsers(required=True, metavar="{list,prune}"))
+    return parser
+
+
+def _store_parsers(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    listing = commands.add_parser("list", help="every entry with its size and last use")
+    prune = commands.add_parser("prune", help="remove the least recently used entries")
+    for parser in (listing, prune):
+        parser.add_argument(
+            "--folder", type=Path, default=Path("outputs/store"), help="default: outputs/store"
+        )
+    prune.add_argument("--limit-gib", type=float, default=0.0, help="what may stay (default: 0)")
+    listing.set_defaults(run=_list_store)
+    prune.set_defaults(run=_prune_store)
+
+
+def _data_parsers(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    fetch = commands.add_parser(
+        "fetch", help="fill a folder from the hub; goes on where it was cut"
+    )
+    fetch.add_argument("--folder", type=Path, required=True, help="made when it is not there")
+    fetch.add_argument(
+        "--only",
+        type=_groups,
+        default=GROUPS,
+        metavar="A,B",
+        help=f"some of {', '.join(GROUPS)} (default: all)",
+    )
+    fetch.add_argument(
+        "--c4-documents",
+        type=_documents,
+        default=2000,
+        metavar="N",
+        help="documents of C4 for calibration (default: 2000)",
+    )
+    fetch.set_defaults(run=_fetch)
+    verify = commands.add_parser("verify", help="check every file; what the folder can serve")
+    verify.add_argument("--folder", type=Path, default=None, help="default: as `data where` says")
+    verify.set_defaults(run=_verify)
+    where = commands.add_parser("where", help="the folders that data and caches lie in")
+    where.set_defaults(run=_where)
+
+
+def _groups(value: str) -> tuple[str, ...]:
+    chosen = tuple(value.split(","))
+    if not set(chosen) <= set(GROUPS):
+        raise argparse.ArgumentTypeError(f"must be some of {', '.join(GROUPS)}, got '{value}'")
+    return chosen
+
+
+def _documents(value: str) -> int:
+    if not value.isdecimal() or not 1 <= int(value) <= MOST_DOCUMENTS:
+        raise argparse.ArgumentTypeError(f"must lie in [1, {MOST_DOCUMENTS}], got '{value}'")
+    return int(value)
+
+
+def _info(options: argparse.Namespace) -> None:
+    from lorap_exp.info import describe
+
+    print(describe(options.folder))
+
+
+def _report(options: argparse.Namespace) -> None:
+    from lorap_exp.report import show
+
+    print(show(options.folders, options.output, options.wandb, options.project))
+
+
+def _list_store(options: argparse.Namespace) -> None:
+    from lorap_exp.store import Store, table
+
+    print(table(Store(_store_folder(options), 0).entries()))
+
+
+def _prune_store(options: argparse.Namespace) -> None:
+    from lorap_exp.store import Store
+
+    if options.limit_gib < 0:
+        raise LorapError(f"--limit-gib must be at least 0, got {options.limit_gib}")
+    removed = Store(_store_folder(options), 0).prune(int(options.limit_gib * 2**30))
+    freed = sum(entry.bytes for entry in removed)
+    print(f"{len(removed)} entries removed, {freed / 2**20:.1f} MiB freed")
+
+
+def _store_folder(options: argparse.Namespace) -> Path:
+    folder: Path = options.folder.expanduser()
+    if not folder.is_dir():
+        raise LorapError(f"--folder must be the folder of a store, got '{folder}'")
+    return folder
+
+
+def _fetch(options: argparse.Namespace) -> None:
+    from lorap_exp.data.fetch import fetch
+
+    folder = options.folder.expanduser()
+    fetch(folder, options.only, options.c4_documents)
+    print(f"fetched {', '.join(options.only)}; read it with: data=local data.folder={folder}")
+
+
+def _verify(options: argparse.Namespace) -> None:
+    from lorap_exp.data.verify import verify
+
+    folder = (options.folder or _default_folder()).expanduser()
+    table, wrong = verify(folder)
+    print(table)
+    if wrong:
+        raise LorapError(
+            f"the files of --folder must be as its MANIFEST.json says, got damaged or missing in "
+            f"'{folder}': {', '.join(wrong)} (data fetch gets them again)"
+        )
+
+
+def _where(options: argparse.Namespace) -> None:
+    from datasets.config import HF_DATASETS_CACHE
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    from lorap_exp.models.wheels import cache_folder
+
+    folder = _default_folder()
+    found = "" if (folder / "MANIFEST.json").is_file() else "  (no MANIFEST.json there)"
+    print(f"data=local         {folder.resolve()}{found}")
+    print(f"data=hub           {HF_DATASETS_CACHE} and {HF_HUB_CACHE}")
+    print(f"lorap_exp's cache  {cache_folder()}")
+
+
+def _default_folder() -> Path:
+    """`data.folder` as conf/data/local.yaml sets it, relative to where the command runs."""
+    text = (conf_folder() / "data" / "local.yaml").read_text(encoding="utf-8")
+    return Path(yaml.safe_load(text)["folder"]).expanduser()

@@ -1,0 +1,71 @@
+"""MANIFEST.json of a data folder: for each file its bytes, sha256, what it is and its licence."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lorap_exp.errors import LorapError
+
+Manifest = dict[str, dict[str, Any]]
+FILE = "MANIFEST.json"
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The entries by file name, relative to the folder.
+
+    Raises:
+        LorapError: there is no manifest, or it is not one.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        raise LorapError(f"data.folder must hold {FILE}, got '{folder}'")
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise LorapError(f"data.folder: '{path}' must be JSON, got: {error}") from error
+    listed = isinstance(entries, dict) and all(
+        isinstance(entry, dict) and "sha256" in entry for entry in entries.values()
+    )
+    if not listed:
+        raise LorapError(f"data.folder: '{path}' must map each file to an entry with its sha256")
+    return entries
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write all of it or nothing."""
+    with replacing(folder / FILE) as partial:
+        partial.write_text(json.dumps(dict(sorted(manifest.items())), indent=1), encoding="utf-8")
+
+
+def entry_of(path: Path, **about: Any) -> dict[str, Any]:
+    """The entry of a file that is there."""
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path), **about}
+
+
+def state(folder: Path, name: str, manifest: Manifest) -> str:
+    """`ok`, `damaged` or `missing`: a listed file as it is on disk now."""
+    path = folder / name
+    if name not in manifest or not path.is_file():
+        return "missing"
+    return "ok" if sha256_of(path) == manifest[name]["sha256"] else "damaged"
+
+
+def sha256_of(path: Path) -> str:
+    """Digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path to write to; it takes the place of `path` when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

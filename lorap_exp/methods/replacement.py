@@ -1,0 +1,168 @@
+"""The lightweight networks that stand in for removed layers, and their training.
+
+LLM-Streamline, arXiv 2403.19135, section 3.2: a network g reads h[start], the input of the first
+removed layer, and is trained so that g(h[start]) is close to h[stop] of the original model, with
+the causal mask and the positions it will be deployed with. By default the frozen layers run
+anew in each step ("online"), none of them beyond the span.
+"""
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+from transformers import PreTrainedModel
+
+from lorap_exp.calibration.walk import Call, run_layer
+from lorap_exp.errors import LorapError
+from lorap_exp.models.checkpoint import shorten
+from lorap_exp.models.families import Block, blocks_of
+from lorap_exp.models.modeling_compressed import ReplacedLayer
+from lorap_exp.planning.plan import Removal, Replacement
+
+Initialisation = Literal["first", "random", "residual"]
+
+
+def build_network(
+    block: Block, model: PreTrainedModel, replacement: Replacement, initialisation: Initialisation
+) -> nn.Module:
+    """A float32 network for one replacement; `block` is the first layer it stands for.
+
+    `first` inherits: a copy of that layer, of its MLP for swiglu, of its two matrices for an ffn
+    of the same shape (OPT). `residual` is the identity at the start (not in the paper).
+
+    Raises:
+        LorapError: nothing of the layer fits into the network.
+    """
+    if replacement.is_block:
+        network = copy.deepcopy(block.module)
+        if initialisation == "random":
+            network.apply(model._init_weights)
+        if initialisation == "residual":
+            silence(Block(block.index, network, block.family, block.groups))
+    else:
+        with torch.device(model.device):
+            network = ReplacedLayer(
+                model.config, replacement.kind, replacement.residual, replacement.start
+            )
+        if initialisation == "first":
+            inherit(network.get_submodule("replacement"), block)
+        if initialisation == "residual":
+            for parameter in network.get_submodule("replacement.down").parameters():
+                nn.init.zeros_(parameter)
+    return network.float().requires_grad_(True)
+
+
+def silence(block: Block) -> None:
+    """Zero what a decoder layer adds to its input: it becomes the identity."""
+    for name in ("o", "down"):
+        for parameter in block.linear(name).parameters():
+            nn.init.zeros_(parameter)
+
+
+def inherit(network: nn.Module, block: Block) -> None:
+    """Copy the MLP of a layer into a network of the same shape."""
+    for name in (name for name, _ in network.named_children()):
+        own: Any = network.get_submodule(name)
+        source = block.linear(name) if name in block.family.matrices else None
+        if source is None or source.weight.shape != own.weight.shape:
+            raise LorapError(
+                f"method.stages.layers.initialisation must be random or residual: the MLP of "
+                f"'{block.family.model_type}' has no {name} of the shape "
+                f"{tuple(own.weight.shape)}, got first"
+            )
+        own.weight.data.copy_(source.weight)
+        if own.bias is not None:
+            nn.init.zeros_(own.bias) if source.bias is None else own.bias.data.copy_(source.bias)
+
+
+class Front:
+    """The frozen layers of a dense model up to the end of a span; later ones never run."""
+
+    def __init__(self, shortened: PreTrainedModel, starts: Sequence[int]) -> None:
+        self.decoder = shortened.get_decoder()
+        self.blocks = blocks_of(shortened)
+        self.starts = list(starts)
+        self.device = shortened.device
+
+    @torch.no_grad()
+    def __call__(self, ids_BT: Tensor) -> tuple[list[Tensor], list[Call]]:
+        """h at each start and at the end of the span, (B, T, H) each, and how layers are called."""
+        states: list[Tensor] = []
+        calls: list[Call] = []
+
+        def record(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            states.append(args[0])
+            calls.append(Call(args[1:], kwargs))
+
+        hooks = [
+            self.blocks[start].module.register_forward_pre_hook(record, with_kwargs=True)
+            for start in self.starts
+        ]
+        last = self.blocks[-1].module
+        hooks.append(last.register_forward_hook(lambda *call: states.append(call[2])))
+        try:
+            self.decoder(ids_BT.to(self.device), use_cache=False)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return states, calls
+
+
+def front_of(dense: PreTrainedModel, removal: Removal) -> Front:
+    """The dense model without the layers behind the span; weights are shared."""
+    behind = tuple(range(removal.layers[-1] + 1, len(blocks_of(dense))))
+    shortened = shorten(dense, Removal(behind), {}) if behind else dense
+    starts = [part.start for part in removal.replacements] or removal.layers[:1]
+    return Front(shortened, starts)
+
+
+def mapping_loss(
+    networks: Sequence[nn.Module],
+    states: Sequence[Tensor],
+    calls: Sequence[Call],
+    arrangement: Literal["series", "segments"],
+) -> Tensor:
+    """Mean squared error over all tokens and features, in float32.
+
+    `series`: the networks one after the other map the first state to the last. `segments`: each
+    maps its own state to the next one, and the errors are averaged.
+    """
+    if arrangement == "segments":
+        losses = [
+            mse_loss(run_layer(network, before, call).float(), after.float())
+            for network, before, after, call in zip(
+                networks, states, states[1:], calls, strict=False
+            )
+        ]
+        return torch.stack(losses).mean()
+    hidden = states[0]
+    for network, call in zip(networks, calls, strict=True):
+        hidden = run_layer(network, hidden, call)
+    return mse_loss(hidden.float(), states[-1].float())
+
+
+@contextmanager
+def mixed_precision(model_dtype: torch.dtype, device: torch.device) -> Iterator[None]:
+    """Products in the model's 16 bit type while the trained weights stay float32."""
+    enabled = model_dtype != torch.float32
+    with torch.autocast(device.type, model_dtype if enabled else None, enabled=enabled):
+        yield
+
+
+def mean_over(
+    loss: Callable[[Any], Tensor], examples: Sequence[Any], size: int
+) -> Callable[[], float]:
+    """Validation: the mean loss over all examples, `size` at a time."""
+
+    @torch.no_grad()
+    def validate() -> float:
+        parts: Iterable[Sequence[Any]] = (
+            examples[i : i + size] for i in range(0, len(examples), size)
+        )
+        return sum(loss(part).item() * len(part) for part in parts) / len(examples)
+
+    return validate

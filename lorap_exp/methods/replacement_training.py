@@ -1,0 +1,154 @@
+"""Training of replacement networks: towards hidden states, or on the next token.
+
+LLM-Streamline, arXiv 2403.19135, section 3.2; stages follow one another, each with its own
+optimiser and state, and go on where they were cut.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lorap_exp.methods.replacement import Front, mapping_loss, mean_over, mixed_precision
+from lorap_exp.methods.states import Cache, Progress, States
+from lorap_exp.models.checkpoint import shorten
+from lorap_exp.models.families import blocks_of
+from lorap_exp.planning.plan import Removal
+from lorap_exp.training.loop import Curve, Schedule, train
+
+Bars = Callable[[str, str], Progress]
+"""(label, unit) -> a progress bar."""
+
+
+@dataclass(frozen=True, config={"extra": "forbid"})
+class Training:
+    """How a replacement is trained; a step is one optimiser step over `batch_size` windows.
+
+    Attributes:
+        stages: mse (towards the hidden states of the original model), lm (next-token loss of the
+            shortened model), one after the other.
+        text: packed into windows of `length` tokens; `split` of it.
+        samples: windows in all; the first `validation_samples` are held out and share no document
+            with the rest.
+        warmup: share of the steps.
+        cache: hidden states computed in each step (none), or kept in ram or on disk.
+    """
+
+    stages: Annotated[tuple[Literal["mse", "lm"], ...], Field(min_length=1)]
+    text: Literal["c4", "wikitext2", "embedded"]
+    split: Literal["train", "validation"]
+    samples: Annotated[int, Field(ge=2)]
+    validation_samples: Annotated[int, Field(ge=1)]
+    length: Annotated[int, Field(ge=2)]
+    learning_rate: Annotated[float, Field(gt=0)]
+    final_rate: Annotated[float, Field(ge=0)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    warmup: Annotated[float, Field(ge=0, lt=1)]
+    epochs: Annotated[int, Field(ge=1)]
+    max_steps: Annotated[int, Field(ge=1)] | None
+    batch_size: Annotated[int, Field(ge=1)]
+    micro_batch: Annotated[int, Field(ge=1)]
+    clip: Annotated[float, Field(gt=0)]
+    evaluate_every: Annotated[int, Field(ge=1)]
+    cache: Cache
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.validation_samples >= self.samples:
+            raise ValueError(
+                f"validation_samples must be below samples ({self.samples}), "
+                f"got {self.validation_samples}"
+            )
+
+    def schedule(self, dtype: torch.dtype) -> Schedule:
+        """Optimisation settings for a model of this dtype."""
+        steps = max(1, self.epochs * (self.samples - self.validation_samples) // self.batch_size)
+        steps = steps if self.max_steps is None else min(steps, self.max_steps)
+        return Schedule(
+            learning_rate=self.learning_rate,
+            final_rate=self.final_rate,
+            decay="cosine",
+            warmup_steps=round(self.warmup * steps),
+            steps=steps,
+            batch_size=self.batch_size,
+            micro_batch=self.micro_batch,
+            weight_decay=self.weight_decay,
+            clip=self.clip,
+            evaluate_every=self.evaluate_every,
+            seed=self.seed,
+            loss_scale=2.0**14 if dtype == torch.float16 else 1.0,
+        )
+
+
+class Trainer:
+    """Trains the networks of one removal, in place, on windows whose first ones are held out.
+
+    Args:
+        settings: schedule and stages.
+        arrangement: of several networks.
+        windows: training tokens (samples, T).
+        dtype: of the frozen model.
+        folder: where each stage keeps its state.
+        bars: progress bars.
+    """
+
+    def __init__(
+        self,
+        settings: Training,
+        arrangement: Literal["series", "segments"],
+        *,
+        windows: Tensor,
+        dtype: torch.dtype,
+        folder: Path,
+        bars: Bars,
+    ) -> None:
+        self._settings, self._arrangement = settings, arrangement
+        self._windows, self._dtype, self._folder, self._bars = windows, dtype, folder, bars
+
+    def match(self, front: Front, networks: nn.ModuleDict) -> Curve:
+        """Stage mse: towards the hidden states of the original model at the end of the span."""
+        states = States(front, self._windows)
+        shown = self._bars("hidden states", "batch")
+        folder = self._folder / "mse"
+        states.keep(self._settings.cache, folder, self._settings.micro_batch, shown)
+        modules = list(networks.values())
+
+        def loss(numbers: Sequence[int]) -> Tensor:
+            inputs, calls = states[numbers]
+            with mixed_precision(self._dtype, front.device):
+                return mapping_loss(modules, inputs, calls, self._arrangement)
+
+        return self._fit("mse", networks, loss)
+
+    def predict(self, dense: PreTrainedModel, removal: Removal, networks: nn.ModuleDict) -> Curve:
+        """Stage lm: next-token loss of the shortened model; only the networks change."""
+        model = shorten(dense, removal, {int(s): network for s, network in networks.items()})
+        placed = nn.ModuleDict(
+            {str(b.index): b.module for b in blocks_of(model) if str(b.index) in networks}
+        ).requires_grad_(True)
+
+        def loss(numbers: Sequence[int]) -> Tensor:
+            ids = self._windows[numbers].to(model.device)
+            with mixed_precision(self._dtype, model.device):
+                return model(input_ids=ids, labels=ids, use_cache=False).loss
+
+        return self._fit("lm", placed, loss)
+
+    def _fit(
+        self, stage: str, networks: nn.ModuleDict, loss: Callable[[Sequence[int]], Tensor]
+    ) -> Curve:
+        numbers, held = list(range(len(self._windows))), self._settings.validation_samples
+        return train(
+            dict(networks.named_parameters()),
+            numbers[held:],
+            loss,
+            mean_over(loss, numbers[:held], self._settings.micro_batch),
+            schedule=self._settings.schedule(self._dtype),
+            folder=self._folder / stage,
+            progress=self._bars(stage, "step"),
+        )

@@ -1,0 +1,152 @@
+"""What jobs share: statistics, factorisations and scores of dense models, each computed once.
+
+An entry is a file under a key that names everything its value depends on. It is written whole or
+not at all, locked while it is computed, checked by digest when it is read, and rebuilt, with a
+warning, when it is damaged. The folder may lie on a shared file system. The entries that were not
+used for the longest time go when the size limit is reached.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from filelock import FileLock
+from safetensors.torch import load, save
+from torch import Tensor
+
+from lorap_exp.reporting.progress import say
+
+T = TypeVar("T")
+Key = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An entry as listed: its kind, name and key, its size and the time it was last used."""
+
+    kind: str
+    name: str
+    key: dict[str, Any]
+    bytes: int
+    used: float
+
+
+class Store:
+    """A folder of entries, of at most `limit` bytes."""
+
+    def __init__(self, folder: Path, limit: int) -> None:
+        self.folder, self.limit = folder, limit
+
+    def json(self, kind: str, key: Key, compute: Callable[[], Any]) -> Any:
+        """A value of plain JSON types: from the store, else computed and kept."""
+        return self._get(
+            kind, key, lambda: json.dumps(compute()).encode(), lambda raw: json.loads(raw)
+        )
+
+    def tensors(
+        self, kind: str, key: Key, compute: Callable[[], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Named tensors, on the CPU: from the store, else computed and kept."""
+
+        def packed() -> bytes:
+            return save({n: t.detach().cpu().contiguous() for n, t in compute().items()})
+
+        return self._get(kind, key, packed, load)
+
+    def sound(self, kind: str, key: Key) -> bool:
+        """Whether there is such an entry, undamaged."""
+        return self._read(self._path(kind, key)) is not None
+
+    @contextmanager
+    def lock(self, kind: str, key: Key) -> Iterator[None]:
+        """Hold off other processes that want the same work."""
+        path = self._path(kind, key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            yield
+
+    def _get(
+        self, kind: str, key: Key, compute: Callable[[], bytes], read: Callable[[bytes], T]
+    ) -> T:
+        path = self._path(kind, key)
+        with self.lock(kind, key):
+            raw = self._read(path)
+            if raw is None:
+                raw = compute()
+                self._write(path, key, raw)
+        return read(raw)
+
+    def _read(self, path: Path) -> bytes | None:
+        """The bytes of a sound entry."""
+        meta = path.with_suffix(".json")
+        if not meta.is_file():
+            return None
+        try:
+            expected = json.loads(meta.read_text(encoding="utf-8"))["sha256"]
+            raw = path.read_bytes()
+        except (OSError, ValueError, KeyError):
+            expected, raw = "", b""
+        if hashlib.sha256(raw).hexdigest() != expected:
+            say(f"  warning: the stored '{path}' is damaged and is computed again")
+            return None
+        os.utime(meta)
+        return raw
+
+    def _write(self, path: Path, key: Key, raw: bytes) -> None:
+        partial = path.with_name(path.name + ".partial")
+        partial.write_bytes(raw)
+        partial.replace(path)
+        meta = {"key": key, "sha256": hashlib.sha256(raw).hexdigest(), "bytes": len(raw)}
+        partial.write_text(json.dumps(meta, indent=1), encoding="utf-8")
+        partial.replace(path.with_suffix(".json"))
+        self.prune(self.limit, keep=path)
+
+    def _path(self, kind: str, key: Key) -> Path:
+        name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+        return self.folder / kind / f"{name}.bin"
+
+    def entries(self) -> list[Entry]:
+        """Everything that is there, the least recently used first."""
+        found = []
+        for meta in self.folder.glob("*/*.json"):
+            try:
+                raw = json.loads(meta.read_text(encoding="utf-8"))
+                used = meta.stat().st_mtime
+            except (OSError, ValueError):
+                continue  # another process is removing it
+            found.append(Entry(meta.parent.name, meta.stem, raw["key"], raw["bytes"], used))
+        return sorted(found, key=lambda entry: entry.used)
+
+    def prune(self, limit: int, keep: Path | None = None) -> list[Entry]:
+        """Remove what was not used longest, but `keep`, until at most `limit` bytes are left."""
+        entries = self.entries()
+        size = sum(entry.bytes for entry in entries)
+        removed = []
+        for entry in entries:
+            if size <= limit:
+                break
+            path = self.folder / entry.kind / f"{entry.name}.bin"
+            if path == keep:
+                continue
+            path.with_suffix(".json").unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+            size -= entry.bytes
+            removed.append(entry)
+        return removed
+
+
+def table(entries: list[Entry]) -> str:
+    """One line for each entry, the least recently used first, and the sum."""
+    lines = [f"{'kind':<11} {'MiB':>9}  {'last used':<16}  key"]
+    for entry in entries:
+        used = datetime.fromtimestamp(entry.used).strftime("%Y-%m-%d %H:%M")
+        key = ", ".join(f"{name}={str(value)[:24]}" for name, value in entry.key.items())
+        lines.append(f"{entry.kind:<11} {entry.bytes / 2**20:>9.2f}  {used:<16}  {key}")
+    size = sum(entry.bytes for entry in entries)
+    return "\n".join([*lines, f"{len(entries)} entries, {size / 2**20:.1f} MiB"])

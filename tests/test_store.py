@@ -1,0 +1,175 @@
+"""The store: shared, sound, bounded."""
+
+import json
+import multiprocessing
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from lorap_exp import pipeline
+from lorap_exp.calibration import walk
+from lorap_exp.calibration.shared import Sharing
+from lorap_exp.config import Config
+from lorap_exp.methods import low_rank
+from lorap_exp.methods.stage import build_stack, compress, plan_stack
+from lorap_exp.models.families import shapes_of
+from lorap_exp.store import Store
+
+Make = Callable[..., Config]
+IDS = torch.arange(8 * 16).view(8, 16) % 200
+
+
+def never() -> Any:
+    raise AssertionError("computed again")
+
+
+def test_an_entry_is_computed_once(tmp_path: Path) -> None:
+    store = Store(tmp_path, 10**6)
+    assert store.json("k", {"a": 1}, lambda: [1, 2]) == [1, 2]
+    assert store.json("k", {"a": 1}, never) == [1, 2]
+    assert store.json("k", {"a": 2}, lambda: 3) == 3
+    one = {"x": torch.arange(3)}
+    assert torch.equal(store.tensors("t", {"a": 1}, lambda: one)["x"], one["x"])
+    assert torch.equal(store.tensors("t", {"a": 1}, never)["x"], one["x"])
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone", "meta"])
+def test_a_damaged_entry_is_rebuilt_with_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    store = Store(tmp_path, 10**6)
+    store.json("k", {}, lambda: "value")
+    (path,) = tmp_path.glob("k/*.bin")
+    if damage == "flip":
+        path.write_bytes(b"X" + path.read_bytes()[1:])
+    elif damage == "cut":
+        path.write_bytes(path.read_bytes()[:-2])
+    elif damage == "gone":
+        path.unlink()
+    else:
+        path.with_suffix(".json").write_text("{")
+    assert not store.sound("k", {})
+    assert store.json("k", {}, lambda: "value") == "value"
+    assert "is damaged and is computed again" in capsys.readouterr().err
+    assert store.json("k", {}, never) == "value"
+
+
+def test_a_computation_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    store = Store(tmp_path, 10**6)
+    with pytest.raises(AssertionError):
+        store.json("k", {}, never)
+    assert store.entries() == []
+    assert store.json("k", {}, lambda: 1) == 1
+
+
+def test_the_least_recently_used_go_first(tmp_path: Path) -> None:
+    store = Store(tmp_path, 250)
+    for name in "abc":
+        store.json("k", {"name": name}, lambda: "x" * 98)
+        time.sleep(0.02)
+        if name == "b":
+            store.json("k", {"name": "a"}, never)
+            time.sleep(0.02)
+    assert [entry.key["name"] for entry in store.entries()] == ["a", "c"]
+    assert store.prune(100)[0].key == {"name": "a"}
+    assert sum(entry.bytes for entry in store.entries()) == 100
+
+
+def work(folder: Path, marks: Path, number: int) -> None:
+    """One of several processes that want the same entry."""
+
+    def compute() -> int:
+        (marks / str(number)).touch()
+        time.sleep(0.3)
+        return 7
+
+    assert Store(folder, 10**6).json("k", {}, compute) == 7
+
+
+def test_processes_wait_for_one_another(tmp_path: Path) -> None:
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    context = multiprocessing.get_context("spawn")
+    processes = [
+        context.Process(target=work, args=(tmp_path / "store", marks, i)) for i in range(3)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert len(list(marks.iterdir())) == 1
+
+
+@pytest.mark.parametrize("metric", ["svd", "awsvd", "activation"])
+@pytest.mark.parametrize("propagation", ["original", "compressed"])
+def test_sharing_changes_no_number(
+    tiny: Callable[..., PreTrainedModel],
+    config: Make,
+    tmp_path: Path,
+    metric: str,
+    propagation: str,
+) -> None:
+    stages = build_stack(config(f"method.stages.attention.metric={metric}").method).stages
+    sharing = Sharing(Store(tmp_path, 10**9), {"model": "tiny"}, {"calibration": "ids"})
+    logits = []
+    for keep in (None, sharing, sharing):
+        model = tiny(blocks=3)
+        plan = plan_stack(stages, shapes_of(model), 0.4)
+        compress(
+            model,
+            stages,
+            plan,
+            ids=IDS,
+            batch_size=4,
+            propagation=propagation,
+            sharing=keep,
+        )
+        logits.append(model(IDS).logits)
+    assert torch.equal(logits[0], logits[1])
+    assert torch.equal(logits[0], logits[2])
+
+
+def test_one_calibration_serves_every_ratio(
+    tmp_path: Path, config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second ratio runs no block, factorises nothing, and has the numbers of a lonely job."""
+    settings = ["calibration.propagation=original", "evaluation.zero_shot=null"]
+    together = [*settings, f"store.folder={tmp_path}/together"]
+    pipeline.run(config(*together, "ratio=0.5"), tmp_path / "one")
+    lonely = config(*settings, f"store.folder={tmp_path}/alone", "ratio=0.4")
+    expected = pipeline.run(lonely, tmp_path / "alone")
+    monkeypatch.setattr(walk, "record_calls", never)
+    monkeypatch.setattr(low_rank, "principal_outputs", never)
+    second = pipeline.run(config(*together, "ratio=0.4"), tmp_path / "two")
+    assert [p.nll for p in second.scores.perplexity] == [p.nll for p in expected.scores.perplexity]
+
+
+def test_other_calibration_texts_are_not_mixed_up(tmp_path: Path, config: Make) -> None:
+    settings = ["calibration.propagation=original", "evaluation.zero_shot=null"]
+    settings += [f"store.folder={tmp_path}/store"]
+    for index, change in enumerate(["seed=0", "seed=1", "calibration.samples=7", "dtype=bfloat16"]):
+        pipeline.run(config(*settings, change), tmp_path / str(index))
+    kinds = [entry.kind for entry in Store(tmp_path / "store", 0).entries()]
+    assert kinds.count("statistics") == 4 * 2
+    entries = Store(tmp_path / "store", 0).entries()
+    keys = {json.dumps(entry.key, sort_keys=True) for entry in entries}
+    assert len(keys) == len(kinds)
+
+
+def test_damaged_statistics_are_taken_anew(
+    tmp_path: Path, config: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ["calibration.propagation=original", "evaluation.zero_shot=null"]
+    settings += [f"store.folder={tmp_path}/store"]
+    first = pipeline.run(config(*settings), tmp_path / "a")
+    for path in (tmp_path / "store").glob("*/*.bin"):
+        path.write_bytes(path.read_bytes()[:-1])
+    second = pipeline.run(config(*settings), tmp_path / "b")
+    assert "is damaged and is computed again" in capsys.readouterr().err
+    assert [p.nll for p in second.scores.perplexity] == [p.nll for p in first.scores.perplexity]
