@@ -19,7 +19,7 @@ from lorap_exp.reporting.layers import selection_charts, size_maps
 from lorap_exp.reporting.measures import cost_charts, short_names, spectrum_charts, training_chart
 from lorap_exp.reporting.provenance import commands, software
 from lorap_exp.reporting.svg import COLOURS
-from lorap_exp.reporting.text import shown
+from lorap_exp.reporting.text import Cell, shown
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,9 @@ def _of_table(page: Page) -> dict[str, Any]:
     others = {}
     for title, (table, sources) in page.others.items():
         names, cells = shown(table)
-        others[title] = (_headings(names), cells, sources)
+        others[title] = (_headings(names, cells), cells, sources)
     return {
-        "headings": _headings(columns),
+        "headings": _headings(columns, rows),
         "rows": rows,
         "others": others,
         "charts": charts,
@@ -103,10 +103,25 @@ def _training(jobs: Sequence[JobRecord]) -> list[tuple[str, Any]]:
     ]
 
 
-def _headings(columns: Sequence[str]) -> dict[str, str]:
-    """Column -> its telling word, or the whole name where the word is not enough."""
-    words = [word(name) for name in columns]
-    return {n: w if words.count(w) == 1 else n for n, w in zip(columns, words, strict=True)}
+@dataclass(frozen=True)
+class Heading:
+    """A column on the page: its whole name, and its telling word where that is enough."""
+
+    name: str
+    word: str
+    numeric: bool
+
+
+def _headings(names: Sequence[str], rows: Sequence[Sequence[Cell]]) -> list[Heading]:
+    words = [word(name) for name in names]
+    return [
+        Heading(
+            name,
+            words[at] if words.count(words[at]) == 1 else name,
+            any(row[at].value is not None for row in rows),
+        )
+        for at, name in enumerate(names)
+    ]
 
 
 def _inside(folder: Path, jobs: Sequence[JobRecord]) -> list[JobRecord]:

@@ -97,5 +97,6 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
 
 
 def _last_word(part: str) -> str:
-    key, equals, value = part.partition("=")
-    return key.rsplit(".", 1)[-1] + equals + value
+    sweep, slash, setting = part.rpartition("/")
+    key, equals, value = setting.partition("=")
+    return sweep + slash + key.rsplit(".", 1)[-1] + equals + value
