@@ -115,25 +115,32 @@ def frame(
     configs = [result.config for result in results] + [config for config, _ in unfinished]
     names = [*columns(results), *dict.fromkeys(name for more in added for name in more)]
     table = pd.DataFrame(rows, columns=names)
-    extra = distinctions(configs)
-    for position, (name, values) in enumerate(extra.items(), start=2):
-        applies = (table["method"] != "dense") | (not name.startswith(OF_COMPRESSION))
-        table.insert(position, name, pd.Series(values).where(applies, "-"))
+    order = _insert_settings(table, configs, sweeps)
     if unfinished:
         table["status"] = states
-    table["seed"] = [str(config.get("seed", "-")) for config in configs]
-    order = ["model", "ratio", "method", *extra]
-    if sweeps and table[table["method"] != "dense"].duplicated([*order, "seed"]).any():
-        order.append("sweep")
-        table.insert(
-            2 + len(extra), "sweep", pd.Series(sweeps).where(table["method"] != "dense", "-")
-        )
     table = table.sort_values(order, kind="stable", ignore_index=True)
     repeated = (table["method"] == "dense") & table.duplicated([*order, "seed"])
     table = table[~repeated]
     several = table["seed"].nunique() > 1
     table = over_seeds(table, order) if several else table.drop(columns="seed")
     return table.reset_index(drop=True)
+
+
+def _insert_settings(
+    table: pd.DataFrame, configs: Sequence[Mapping[str, Any]], sweeps: Sequence[str]
+) -> list[str]:
+    """Add the columns that tell the jobs apart, and `seed`; return those that rows go by."""
+    compressed = table["method"] != "dense"
+    extra = distinctions(configs)
+    for position, (name, values) in enumerate(extra.items(), start=2):
+        applies = compressed | (not name.startswith(OF_COMPRESSION))
+        table.insert(position, name, pd.Series(values).where(applies, "-"))
+    table["seed"] = [str(config.get("seed", "-")) for config in configs]
+    order = ["model", "ratio", "method", *extra]
+    if sweeps and table[compressed].duplicated([*order, "seed"]).any():
+        order.append("sweep")
+        table.insert(2 + len(extra), "sweep", pd.Series(sweeps).where(compressed, "-"))
+    return order
 
 
 def over_seeds(table: pd.DataFrame, settings: Sequence[str]) -> pd.DataFrame:
