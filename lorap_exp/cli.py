@@ -42,7 +42,9 @@ OmegaConf.register_new_resolver("slug", slug, replace=True)
 @hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")
 def job(cfg: DictConfig) -> None:
     """One job of a run or a sweep."""
+    from lorap_exp.followers import follow
     from lorap_exp.pipeline import run
+    from lorap_exp.training.team import Team
 
     folder = Path(HydraConfig.get().runtime.output_dir)
     raw: Any = OmegaConf.to_container(cfg, resolve=True)
@@ -51,7 +53,14 @@ def job(cfg: DictConfig) -> None:
         return
     try:
         config = check(raw, folder)
-        run(config, folder)
+        team = Team()
+        if not team.leads:
+            follow(config, folder, team)
+            return
+        try:
+            run(config, folder)
+        finally:
+            team.tell("end")
     except LorapError as error:
         print(f"{folder}: failed: {error}", file=sys.stderr)
         raise

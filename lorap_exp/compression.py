@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -27,7 +28,9 @@ from lorap_exp.models.checkpoint import (
 from lorap_exp.models.loading import load_model, meta_model
 from lorap_exp.planning.plan import Plan
 from lorap_exp.preparation import Inputs, plan_job
-from lorap_exp.reporting.progress import Meter, bar, say
+from lorap_exp.reporting.progress import Meter, bar, no_bar, say
+from lorap_exp.training.loop import Curve
+from lorap_exp.training.team import Team
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,7 @@ def sharing(cfg: Config, inputs: Inputs) -> Sharing:
     """What the statistics of the dense model depend on, and where they are kept."""
     assert inputs.calibration is not None
     weights = {"model": inputs.model_digest, "dtype": cfg.dtype, "device": inputs.device.type}
+    weights |= {"torch": torch.__version__, "transformers": transformers.__version__}
     tokens = {"shape": list(inputs.calibration.shape), "sha256": digest(inputs.calibration)}
     batches = {"batch_size": cfg.calibration.batch_size}
     return Sharing(inputs.store, weights, {"calibration": tokens | batches})
@@ -174,20 +178,32 @@ def remove_layers(
     selection = job.reuse("selection", Selection.restore, find)
     plot_selection(selection, cfg.model.name, job.folder / "selection.png")
     say(f"  layers {', '.join(map(str, selection.removed))} go ({selection.criterion})")
-    plan = plan_job(cfg, inputs.stack, inputs.model_config, removal.place(selection))
     with meter.stage("replace"):
-        model, curves = removal.remove(
-            dense.take,
-            plan.removal,
-            calibration=ids,
-            windows=inputs.windows,
-            batch_size=batch_size,
-            folder=job.folder / "training",
-            bars=bar,
-        )
+        if removal.trains:
+            Team().tell("replace")
+        model, plan, curves = replace_layers(cfg, inputs, job, dense, selection)
     for name, curve in curves.items():
         say(f"  {name}: {curve.summary()}")
     return model, plan, {name: asdict(curve) for name, curve in curves.items()}
+
+
+def replace_layers(
+    cfg: Config, inputs: Inputs, job: Job, dense: Dense, selection: Selection
+) -> tuple[PreTrainedModel, Plan, dict[str, Curve]]:
+    """Remove the chosen layers and train what stands in their place."""
+    removal = inputs.stack.removal
+    assert removal is not None and inputs.calibration is not None
+    plan = plan_job(cfg, inputs.stack, inputs.model_config, removal.place(selection))
+    model, curves = removal.remove(
+        dense.take,
+        plan.removal,
+        calibration=inputs.calibration,
+        windows=inputs.windows,
+        batch_size=cfg.calibration.batch_size,
+        folder=job.folder / "training",
+        bars=bar if Team().leads else no_bar,
+    )
+    return model, plan, curves
 
 
 def recover_or_reuse(
@@ -206,6 +222,7 @@ def recover_or_reuse(
         say("  recovered before, reloaded")
         return model, Compression.from_dict(raw)
     with meter.stage("recovery"):
+        Team().tell("recover")
         model, plan, curve = inputs.stack.recovery.recover(
             model, before.plan, inputs.examples, job.folder / "recovery", bar("recovery", "step")
         )

@@ -120,12 +120,22 @@ class ZeroShotConfig(Section):
     stability: bool
 
 
+class GenerationConfig(Section):
+    """Greedy generation: the word after the first `words` words of passages of a text."""
+
+    text: Literal["wikitext2", "ptb"]
+    samples: Annotated[int, Field(ge=1)]
+    words: Annotated[int, Field(ge=1)]
+    batch_size: Annotated[int, Field(ge=1)]
+
+
 class EvaluationConfig(Section):
-    """A suite: perplexity, tasks, either or both."""
+    """A suite: perplexity, tasks, generation, any of them."""
 
     name: str
     perplexity: PerplexityConfig | None
     zero_shot: ZeroShotConfig | None
+    generation: GenerationConfig | None
 
 
 class DataConfig(Section):

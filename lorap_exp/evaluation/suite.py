@@ -15,8 +15,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lorap_exp.config import EvaluationConfig
 from lorap_exp.data.source import DataSource, Text
 from lorap_exp.evaluation.batches import halving
+from lorap_exp.evaluation.generation import (
+    GenerationScore,
+    evaluate_generation,
+    passages,
+    write_task,
+)
 from lorap_exp.evaluation.perplexity import Perplexity, evaluate_perplexity, tokenize
 from lorap_exp.evaluation.profiles import PROFILES, Profile, read_text
+from lorap_exp.evaluation.scores import Scores
 from lorap_exp.evaluation.stability import Choices
 from lorap_exp.evaluation.zero_shot import TaskScore, evaluate_task, write_tasks
 from lorap_exp.reporting.progress import Meter, bar, say
@@ -43,6 +50,9 @@ class Suite:
     limit: int | None
     task_batch: int
     stability: bool
+    generation: str | None
+    """Label of the text whose passages are continued."""
+    generation_batch: int
 
     def perplexities(self, model: PreTrainedModel, cache: Cache) -> tuple[Perplexity, ...]:
         """Perplexity of every text."""
@@ -87,6 +97,29 @@ class Suite:
             scores.append(score)
         return tuple(scores)
 
+    def continuations(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cache: Cache
+    ) -> GenerationScore | None:
+        """Next-word accuracy of greedy generation."""
+        if self.generation is None:
+            return None
+        run = partial(self._continue, model, tokenizer, self.generation)
+        setting = "evaluation.generation.batch_size"
+        compute = partial(halving, run, self.generation_batch, setting)
+        score = cache.reuse("scores/generation", GenerationScore, compute)
+        say(f"  next word: {100 * score.accuracy:.1f} % of {score.samples}")
+        return score
+
+    def _continue(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        label: str,
+        batch_size: int,
+    ) -> GenerationScore:
+        folder = self.folder / "generation"
+        return evaluate_generation(model, tokenizer, label, folder=folder, batch_size=batch_size)
+
     def answer(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: str
     ) -> tuple[TaskScore, Choices]:
@@ -116,6 +149,7 @@ def prepare_suite(
     texts: tuple[tuple[Text, Tensor], ...] = ()
     profile = None
     perplexity, zero_shot = evaluation.perplexity, evaluation.zero_shot
+    generation = evaluation.generation
     if zero_shot is not None:
         write_tasks(zero_shot.tasks, data, folder)
     if perplexity is not None:
@@ -123,6 +157,10 @@ def prepare_suite(
         read = [read_text(name, profile, data) for name in perplexity.texts]
         limit = perplexity.max_tokens
         texts = tuple((t, tokenize(t, tokenizer, profile.length, limit, bos)) for t in read)
+    continued = None
+    if generation is not None:
+        continued = read_text(generation.text, PROFILES["lorap"], data)
+        write_task(passages(continued, generation.samples, generation.words), folder / "generation")
     return Suite(
         profile=profile,
         texts=texts,
@@ -132,6 +170,8 @@ def prepare_suite(
         limit=zero_shot.limit if zero_shot is not None else None,
         task_batch=zero_shot.batch_size if zero_shot is not None else 1,
         stability=zero_shot is not None and zero_shot.stability,
+        generation=continued.label if continued is not None else None,
+        generation_batch=generation.batch_size if generation is not None else 1,
     )
 
 
@@ -141,10 +181,12 @@ def evaluate(
     tokenizer: PreTrainedTokenizerBase,
     cache: Cache,
     meter: Meter,
-) -> tuple[tuple[Perplexity, ...], tuple[TaskScore, ...]]:
+) -> Scores:
     """Score a model on the whole suite; finished scores are read back from the cache."""
     with meter.stage("perplexity"):
         perplexities = suite.perplexities(model, cache)
     with meter.stage("zero-shot"):
         accuracies = suite.accuracies(model, tokenizer, cache)
-    return perplexities, accuracies
+    with meter.stage("generation"):
+        generation = suite.continuations(model, tokenizer, cache)
+    return Scores(perplexities, accuracies, generation)

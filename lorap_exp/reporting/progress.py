@@ -19,6 +19,11 @@ def bar(label: str, unit: str = "it") -> Callable[[Iterable[Any]], Iterable[Any]
     return lambda items: tqdm(items, desc=label, unit=unit, leave=False, file=sys.stderr)
 
 
+def no_bar(label: str, unit: str = "it") -> Callable[[Iterable[Any]], Iterable[Any]]:
+    """No bar, where another process shows it."""
+    return iter
+
+
 def say(line: str) -> None:
     """A line about the job, above any bar."""
     tqdm.write(line, file=sys.stderr)
@@ -27,8 +32,8 @@ def say(line: str) -> None:
 class Meter:
     """Seconds and peak bytes of each stage of a job; a stage that comes again adds up."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, device: torch.device, *, quiet: bool = False) -> None:
+        self.device, self.quiet = device, quiet
         self.seconds: dict[str, float] = {}
         self.peak_memory: dict[str, int] = {}
 
@@ -43,7 +48,8 @@ class Meter:
         peaks = self._peak(name)
         for key, peak in peaks.items():
             self.peak_memory[key] = max(peak, self.peak_memory.get(key, 0))
-        say(f"  {name}: {seconds:.1f} s, peak {max(peaks.values()) / 2**30:.2f} GiB")
+        if not self.quiet:
+            say(f"  {name}: {seconds:.1f} s, peak {max(peaks.values()) / 2**30:.2f} GiB")
 
     def _reset_peak(self) -> None:
         if self.device.type == "cuda":
@@ -53,13 +59,14 @@ class Meter:
 
     def _peak(self, name: str) -> dict[str, int]:
         """Host peak of the stage (of the process where the kernel cannot reset it), and CUDA's."""
-        peaks = {f"{name} host": _host_peak()}
+        peaks = {f"{name} host": host_peak()}
         if self.device.type == "cuda":
             peaks[f"{name} cuda"] = torch.cuda.max_memory_allocated(self.device)
         return peaks
 
 
-def _host_peak() -> int:
+def host_peak() -> int:
+    """Peak bytes of this process since the last reset."""
     status = Path("/proc/self/status")
     if status.exists():
         for line in status.read_text().splitlines():

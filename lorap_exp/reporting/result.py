@@ -7,42 +7,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from lorap_exp.evaluation.perplexity import Perplexity
-from lorap_exp.evaluation.stability import Stability
-from lorap_exp.evaluation.zero_shot import TaskScore, mean_acc, mean_paper
+from lorap_exp.evaluation.scores import Scores
 from lorap_exp.planning.plan import Plan
 
 PACKAGES = ("lorap-exp", "torch", "transformers", "lm-eval", "datasets", "hydra-core", "wandb")
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Everything that was evaluated; means are over the tasks that were asked for."""
-
-    perplexity: tuple[Perplexity, ...]
-    tasks: tuple[TaskScore, ...]
-    stability: tuple[Stability, ...] = ()
-
-    def seconds(self) -> dict[str, float]:
-        """Seconds of the evaluation, over all processes that took part in it."""
-        return {
-            "perplexity": sum(score.seconds for score in self.perplexity),
-            "zero-shot": sum(score.seconds for score in self.tasks),
-        }
-
-    def means(self) -> dict[str, Any]:
-        """`mean7_paper` and `mean7_acc` (named by the number of tasks), each value and stderr."""
-        if not self.tasks:
-            return {}
-        count = len(self.tasks)
-        means = {
-            f"mean{count}_paper": asdict(mean_paper(self.tasks)),
-            f"mean{count}_acc": asdict(mean_acc(self.tasks)),
-        }
-        for name in ("stability", "agreement") if self.stability else ():
-            value = sum(getattr(one, name) for one in self.stability) / len(self.stability)
-            means[name] = {"value": value, "stderr": None}
-        return means
 
 
 @dataclass(frozen=True)
@@ -82,11 +50,7 @@ class Result:
     def from_dict(raw: dict[str, Any]) -> "Result":
         fields = {key: value for key, value in raw.items() if key not in ("kept", "means")}
         fields["plan"] = Plan.from_dict(raw["plan"])
-        fields["scores"] = Scores(
-            tuple(Perplexity(**p) for p in raw["scores"]["perplexity"]),
-            tuple(TaskScore(**t) for t in raw["scores"]["tasks"]),
-            tuple(Stability(**s) for s in raw["scores"]["stability"]),
-        )
+        fields["scores"] = Scores.from_dict(raw["scores"])
         return Result(**fields)
 
 

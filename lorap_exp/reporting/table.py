@@ -17,6 +17,7 @@ TASK_COLUMNS = {
     "arc_challenge": "ARC-c",
     "openbookqa": "OBQA",
 }
+NEXT_WORD = "next word"
 NOT_NUMBERS = ("name", "output_root", "store", "keep_model", "published", "logging", "seed")
 """Settings that tell no two rows apart; seeds are averaged over."""
 OF_COMPRESSION = ("method.", "calibration.", "export")
@@ -36,6 +37,8 @@ def cells(result: Result) -> dict[str, Any]:
         row["method"] = "dense"
     row |= {score.label: score.perplexity for score in result.scores.perplexity}
     row |= {TASK_COLUMNS[task.task]: 100 * task.paper[0] for task in result.scores.tasks}
+    if result.scores.generation is not None:
+        row[NEXT_WORD] = 100 * result.scores.generation.accuracy
     for name, mean in result.scores.means().items():
         row[name] = 100 * mean["value"]
         if mean["stderr"] is not None:
@@ -88,7 +91,7 @@ def columns(results: Sequence[Result]) -> list[str]:
     found = [name for result in results for name in cells(result)]
     perplexities = [s.label for result in results for s in result.scores.perplexity]
     means = [name for name in found if name.startswith(("mean", "stability", "agreement"))]
-    order = [*LEADING, *perplexities, *TASK_COLUMNS.values(), *means]
+    order = [*LEADING, *perplexities, *TASK_COLUMNS.values(), NEXT_WORD, *means]
     return list(dict.fromkeys(name for name in order if name in found or name in LEADING))
 
 

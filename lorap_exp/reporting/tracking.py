@@ -107,6 +107,8 @@ def metrics(result: Result) -> dict[str, float]:
         flat[f"acc/{task.task}"] = task.acc
         if task.acc_norm is not None:
             flat[f"acc_norm/{task.task}"] = task.acc_norm
+    if result.scores.generation is not None:
+        flat["next_word"] = result.scores.generation.accuracy
     for one in result.scores.stability:
         flat |= {f"stability/{one.task}": one.stability, f"agreement/{one.task}": one.agreement}
     for name, mean in result.scores.means().items():

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lorap_exp.errors import LorapError
+from lorap_exp.training.team import Team
 
 Example = TypeVar("Example")
 
@@ -90,7 +91,8 @@ def train(
         loss: mean loss of a micro-batch, differentiable.
         validate: validation loss of the parameters as they are.
         schedule: optimisation settings.
-        folder: where the state is kept; a state that is there is gone on from.
+        folder: where the state is kept; a state that is there is gone on from. Processes of one
+            launch share it, and each takes its part of every batch.
         progress: wraps the range of steps.
 
     Raises:
@@ -99,31 +101,17 @@ def train(
     optimiser = torch.optim.AdamW(
         list(parameters.values()), lr=0.0, betas=(0.9, 0.999), weight_decay=schedule.weight_decay
     )
+    team = Team()
     folder.mkdir(parents=True, exist_ok=True)
     start, curve = _restore(parameters, optimiser, folder)
+    team.wait()
     if start == 0:
-        _measure(0, curve, validate, parameters, folder)
-    micro = math.ceil(schedule.batch_size / schedule.micro_batch)
+        _measure(0, curve, validate, parameters, folder if team.leads else None)
     steps = progress(range(start, schedule.steps))
     for step in steps:
         torch.manual_seed(schedule.seed * 1_000_003 + step)
         batch = _batch(examples, schedule, step)
-        total = 0.0
-        for part in range(micro):
-            chosen = batch[part * schedule.micro_batch : (part + 1) * schedule.micro_batch]
-            if not chosen:
-                break
-            value = loss(chosen) * (len(chosen) / len(batch))
-            if not torch.isfinite(value):
-                raise LorapError(f"training: the loss of step {step} is not finite")
-            (value * schedule.loss_scale).backward()
-            total += value.item()
-        for parameter in parameters.values():
-            if parameter.grad is not None:
-                parameter.grad /= schedule.loss_scale
-        norm = nn.utils.clip_grad_norm_(list(parameters.values()), schedule.clip)
-        if not torch.isfinite(norm):
-            raise LorapError(f"training: the gradient of step {step} is not finite")
+        total = _accumulate(step, batch, loss, parameters, schedule=schedule, team=team)
         for group in optimiser.param_groups:
             group["lr"] = schedule.rate(step)
         optimiser.step()
@@ -133,13 +121,44 @@ def train(
             steps.set_postfix_str(f"loss {total:.4g}", refresh=False)
         done = step + 1
         if done % schedule.evaluate_every == 0 or done == schedule.steps:
-            _measure(done, curve, validate, parameters, folder)
-            _save(done, curve, parameters, optimiser, folder)
+            _measure(done, curve, validate, parameters, folder if team.leads else None)
+            if team.leads:
+                _save(done, curve, parameters, optimiser, folder)
+    team.wait()
     best = load_file(folder / "best.safetensors")
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(best[name])
     return curve
+
+
+def _accumulate(
+    step: int,
+    batch: Sequence[Example],
+    loss: Callable[[Sequence[Example]], Tensor],
+    parameters: Mapping[str, nn.Parameter],
+    *,
+    schedule: Schedule,
+    team: Team,
+) -> float:
+    """Leave the clipped gradient of a batch's mean loss on the parameters; return that loss."""
+    own, total = team.part(batch), 0.0
+    for first in range(0, len(own), schedule.micro_batch):
+        chosen = own[first : first + schedule.micro_batch]
+        value = loss(chosen) * (len(chosen) / len(batch))
+        if not torch.isfinite(value):
+            raise LorapError(f"training: the loss of step {step} is not finite")
+        (value * schedule.loss_scale).backward()
+        total += value.item()
+    for parameter in parameters.values():
+        if parameter.grad is None and team.size > 1:  # no example of the batch was ours
+            parameter.grad = torch.zeros_like(parameter)
+        if parameter.grad is not None:
+            parameter.grad = team.add(parameter.grad) / schedule.loss_scale
+    norm = nn.utils.clip_grad_norm_(list(parameters.values()), schedule.clip)
+    if not torch.isfinite(norm):
+        raise LorapError(f"training: the gradient of step {step} is not finite")
+    return team.add(torch.tensor([total], device=norm.device)).item()
 
 
 def _batch(examples: Sequence[Example], schedule: Schedule, step: int) -> list[Example]:
@@ -160,14 +179,14 @@ def _measure(
     curve: Curve,
     validate: Callable[[], float],
     parameters: Mapping[str, nn.Parameter],
-    folder: Path,
+    folder: Path | None,
 ) -> None:
-    """Validate, and copy the weights when they are the best so far."""
+    """Validate; with a folder, copy the weights when they are the best so far."""
     value = validate()
     if not math.isfinite(value):
         raise LorapError(f"training: the validation loss after step {step} is not finite")
     curve.validation.append((step, value))
-    if curve.best[0] == step:
+    if curve.best[0] == step and folder is not None:
         weights = {name: p.detach().cpu().contiguous() for name, p in parameters.items()}
         _write(weights, folder / "best.safetensors")
 

@@ -1,0 +1,50 @@
+"""Everything that a model was scored on."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lorap_exp.evaluation.generation import GenerationScore
+from lorap_exp.evaluation.perplexity import Perplexity
+from lorap_exp.evaluation.stability import Stability
+from lorap_exp.evaluation.zero_shot import TaskScore, mean_acc, mean_paper
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Everything that was evaluated; means are over the tasks that were asked for."""
+
+    perplexity: tuple[Perplexity, ...]
+    tasks: tuple[TaskScore, ...]
+    generation: GenerationScore | None = None
+    stability: tuple[Stability, ...] = ()
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds of the evaluation, over all processes that took part in it."""
+        return {
+            "perplexity": sum(score.seconds for score in self.perplexity),
+            "zero-shot": sum(score.seconds for score in self.tasks),
+            "generation": self.generation.seconds if self.generation else 0.0,
+        }
+
+    @staticmethod
+    def from_dict(raw: dict[str, Any]) -> "Scores":
+        return Scores(
+            tuple(Perplexity(**p) for p in raw["perplexity"]),
+            tuple(TaskScore(**t) for t in raw["tasks"]),
+            GenerationScore(**raw["generation"]) if raw["generation"] else None,
+            tuple(Stability(**s) for s in raw["stability"]),
+        )
+
+    def means(self) -> dict[str, Any]:
+        """`mean7_paper` and `mean7_acc` (named by the number of tasks), each value and stderr."""
+        if not self.tasks:
+            return {}
+        count = len(self.tasks)
+        means = {
+            f"mean{count}_paper": asdict(mean_paper(self.tasks)),
+            f"mean{count}_acc": asdict(mean_acc(self.tasks)),
+        }
+        for name in ("stability", "agreement") if self.stability else ():
+            value = sum(getattr(one, name) for one in self.stability) / len(self.stability)
+            means[name] = {"value": value, "stderr": None}
+        return means
