@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from lorap_exp.reporting.table import TASK_COLUMNS
+from lorap_exp.reporting.table import NEXT_WORD, TASK_COLUMNS
 
 Cells = frozenset[tuple[int, str]]
 """(row number, column) of cells."""
@@ -36,7 +36,7 @@ def best_cells(table: pd.DataFrame, perplexities: Sequence[str]) -> Cells:
 def is_accuracy(column: str) -> bool:
     """Whether a column holds percentages of right or unchanged answers, of a task or their mean."""
     means = column.startswith(("mean", "stability", "agreement")) and "±" not in column
-    return column in TASK_COLUMNS.values() or means
+    return column in (*TASK_COLUMNS.values(), NEXT_WORD) or means
 
 
 def _winners(numbers: "pd.Series[float]", pick: Any) -> list[int]:

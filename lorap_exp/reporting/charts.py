@@ -10,7 +10,7 @@ from lorap_exp.reporting.svg import COLOURS, Axis, label, number, svg, tag
 STOPS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
 """Viridis: even steps for every eye, and in grey."""
 CELL, NAMES, TOP = 16, 46, 22
-BAR, LABEL_WIDTH, BAR_WIDTH = 5, 400, 430
+BAR, LABEL_WIDTH, BAR_WIDTH = 5, 460, 400
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def bars(
     return svg(LABEL_WIDTH + BAR_WIDTH + 24, y + 32, title, [*lines, *body, *ticks, name])
 
 
-def shorten(name: str, length: int = 64) -> str:
+def shorten(name: str, length: int = 80) -> str:
     """A name that fits beside a bar."""
     return name if len(name) <= length else "…" + name[1 - length :]
 

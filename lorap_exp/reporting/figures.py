@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup
 
+from lorap_exp.reporting.labels import word
 from lorap_exp.reporting.result import Result
 from lorap_exp.reporting.svg import Point, Series, line_chart, mark
 
@@ -30,7 +31,7 @@ def score_charts(
     The legend is a list of (label, style, path of the mark).
     """
     means = [name for name in table.columns if name.endswith("_paper")]
-    lines = list(_lines(table))
+    lines = list(_lines(table.dropna(subset=["kept"])))
     charts = []
     for score in [*perplexities, *means]:
         perplexity = score in perplexities
@@ -65,11 +66,6 @@ def _lines(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, pd.DataFram
             values = [f"{word(n)} {v}" for n, v in zip(settings, keys[1:], strict=True)]
             path = pd.concat([dense, found]).sort_values("ratio")
             yield prefix + ", ".join([str(keys[0]), *values]), found, path
-
-
-def word(setting: str) -> str:
-    """The telling word of a dotted setting: `calibration.name` is calibration."""
-    return setting.removesuffix(".name").rsplit(".", 1)[-1]
 
 
 def _series(

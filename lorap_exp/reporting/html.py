@@ -13,10 +13,11 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lorap_exp.reporting.best import Cells
-from lorap_exp.reporting.figures import score_charts, word
+from lorap_exp.reporting.figures import score_charts
 from lorap_exp.reporting.jobs import JobRecord
+from lorap_exp.reporting.labels import job_labels, word
 from lorap_exp.reporting.layers import selection_charts, size_maps
-from lorap_exp.reporting.measures import cost_charts, short_names, spectrum_charts, training_chart
+from lorap_exp.reporting.measures import cost_charts, spectrum_charts, training_chart
 from lorap_exp.reporting.provenance import commands, software
 from lorap_exp.reporting.svg import COLOURS
 from lorap_exp.reporting.text import Cell, shown
@@ -74,11 +75,11 @@ def _of_table(page: Page) -> dict[str, Any]:
 
 
 def _of_jobs(jobs: Sequence[JobRecord]) -> dict[str, Any]:
-    short = short_names([job.name for job in jobs])
-    finished = {short[job.name]: job.result for job in jobs if job.result is not None}
+    labels = job_labels(jobs)
+    finished = {labels[job.name]: job.result for job in jobs if job.result is not None}
     costs, stages = cost_charts(finished) if finished else ([], [])
     return {
-        "short": short,
+        "labels": labels,
         "failed": [job for job in jobs if job.result is None],
         "maps": size_maps(jobs),
         "selections": _charts(jobs, "selection.json", selection_charts),

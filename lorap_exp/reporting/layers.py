@@ -56,7 +56,9 @@ def selection_charts(selection: dict[str, Any]) -> list[Markup]:
             for layer, score in scores
         ]
         series = [Series(criterion, 0, points)]
-        charts.append(line_chart(series, title=f"{criterion}: scores", x_label="layer or start"))
+        charts.append(
+            line_chart(series, title=f"{criterion}: scores", x_label="layer or start", whole_x=True)
+        )
     return charts
 
 
@@ -79,7 +81,7 @@ def _similarity_map(entries: Sequence[Any], removed: Sequence[int]) -> Markup:
         [str(length) for length in sorted({length for _, length, _ in entries}, reverse=True)],
         sorted({start for start, _, _ in entries}),
         tiles,
-        title="similarity of hidden states by number of layers, removed ones outlined",
+        title="similarity across spans (row: layers); outlined: removed",
         column_name="first layer of the span",
         ends=(f"{low:.3f}", f"{max(values):.3f}"),
     )

@@ -50,7 +50,9 @@ def training_chart(name: str, curve: Mapping[str, Any]) -> Markup:
     ]
     series = [Series("training", 0, means, marks=False), Series("validation", 1, marks)]
     title = f"{name}: loss" if run == 1 else f"{name}: loss (training: mean of {run} steps)"
-    return line_chart([s for s in series if s.points], title=title, x_label="step", legend=True)
+    return line_chart(
+        [s for s in series if s.points], title=title, x_label="step", whole_x=True, legend=True
+    )
 
 
 def cost_charts(results: Mapping[str, Result]) -> tuple[list[Markup], list[str]]:
@@ -84,19 +86,3 @@ def cost_charts(results: Mapping[str, Result]) -> tuple[list[Markup], list[str]]
             False,
         ),
     ], stages
-
-
-def short_names(names: Sequence[str]) -> dict[str, str]:
-    """Job names without what all of them say, settings by their last word; whole where that is
-    not enough to tell them apart."""
-    parts = [name.split(",") for name in names]
-    common = set(parts[0]).intersection(*parts) if len(parts) > 1 else set()
-    short = [", ".join(_last_word(part) for part in found if part not in common) for found in parts]
-    unique = len(set(short)) == len(short) and all(short)
-    return dict(zip(names, short if unique else names, strict=True))
-
-
-def _last_word(part: str) -> str:
-    sweep, slash, setting = part.rpartition("/")
-    key, equals, value = setting.partition("=")
-    return sweep + slash + key.rsplit(".", 1)[-1] + equals + value

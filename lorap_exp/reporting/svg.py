@@ -6,7 +6,7 @@ mark carries its exact numbers as a `<title>`.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from markupsafe import Markup, escape
 
@@ -45,13 +45,14 @@ class Series:
 
 @dataclass(frozen=True)
 class Axis:
-    """A scale from data to pixels, linear or logarithmic."""
+    """A scale from data to pixels, linear or logarithmic; `whole` has ticks at integers only."""
 
     low: float
     high: float
     start: float
     stop: float
     log: bool = False
+    whole: bool = False
 
     def __call__(self, value: float) -> float:
         low, high, at = (self._map(v) for v in (self.low, self.high, value))
@@ -62,7 +63,8 @@ class Axis:
 
     def ticks(self) -> list[float]:
         """About five round numbers inside the range."""
-        return _log_ticks(self.low, self.high) if self.log else _ticks(self.low, self.high)
+        found = _log_ticks(self.low, self.high) if self.log else _ticks(self.low, self.high)
+        return [tick for tick in found if not self.whole or tick == round(tick)]
 
 
 def tag(name: str, *children: str, **attributes: object) -> Markup:
@@ -77,15 +79,16 @@ def line_chart(
     *,
     title: str,
     x_label: str,
+    whole_x: bool = False,
     log_y: bool = False,
     legend: bool = False,
 ) -> Markup:
     """Lines and marks over two axes; a logarithmic axis leaves out what is not positive.
 
-    `legend` names the series below the title, in their colours.
+    `whole_x` numbers that axis in whole steps; `legend` names the series below the title, in their colours.
     """
     shown = [point for s in series for point in (*s.points, *s.path)]
-    x = axis([p.x for p in shown], LEFT, WIDTH - RIGHT)
+    x = replace(axis([p.x for p in shown], LEFT, WIDTH - RIGHT), whole=whole_x)
     ends = [p.y + sign * (0 if math.isnan(p.error) else p.error) for p in shown for sign in (-1, 1)]
     top = TOP + LINE if legend else TOP
     y = axis([end for end in ends if end > 0 or not log_y], HEIGHT - BOTTOM, top, log_y)

@@ -15,6 +15,7 @@ from lorap_exp.reporting.latex import latex
 from lorap_exp.reporting.plots import plot_sweep
 from lorap_exp.reporting.published import beside_published, other_published
 from lorap_exp.reporting.result import Result
+from lorap_exp.reporting.retained import retained
 from lorap_exp.reporting.table import frame
 from lorap_exp.reporting.text import markdown
 
@@ -80,6 +81,7 @@ def write_report(sweep: Sweep, output: Path | None = None) -> str:
     table = sweep.table()
     best = best_cells(table, sweep.perplexities)
     others = {
+        "Retained of the dense model": (retained(sweep.results), []),
         "Measured beside published": beside_published(sweep.results),
         "As published, other methods at the same ratio": other_published(sweep.results),
     }

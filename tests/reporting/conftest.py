@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from lorap_exp.evaluation.perplexity import Perplexity
+from lorap_exp.evaluation.scores import Scores
 from lorap_exp.evaluation.zero_shot import TaskScore
 from lorap_exp.planning.plan import BlockPlan, Plan, Removal, Replacement
-from lorap_exp.reporting.result import Result, Scores
+from lorap_exp.reporting.result import Result
 
 MODEL = {
     "hidden_size": 64,

@@ -57,7 +57,9 @@ def test_every_job_and_every_section_is_there(sweep: Path) -> None:
     for job in collect(sweep).jobs:
         assert job.name in shown
     identifiers = {a["id"] for _, a in reader.elements if "id" in a}
-    sections = "results failed scores sizes selections spectra training costs provenance"
+    sections = (
+        "comparisons results failed scores sizes selections spectra training costs provenance"
+    )
     assert identifiers >= set(sections.split())
     rows = [a for t, a in reader.elements if t == "tr"]
     assert len(rows) == 1 + 7

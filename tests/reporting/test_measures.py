@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from lorap_exp.reporting.measures import cost_charts, short_names, spectrum_charts, training_chart
+from lorap_exp.reporting.measures import cost_charts, spectrum_charts, training_chart
 from lorap_exp.reporting.sweep import collect
 
 
@@ -21,10 +21,3 @@ def test_spectra_are_means_over_layers() -> None:
     rows = [{"metric": "svd", "matrix": "q", "cumulative": [0, share, 1]} for share in (0.4, 0.8)]
     (chart,) = spectrum_charts(rows)
     assert chart.count("<polyline") == 1 and "svd: energy kept" in chart
-
-
-def test_short_names_tell_jobs_apart_or_stay_whole() -> None:
-    names = ["s/a.b=1,c=2,seed=0", "s/a.b=2,c=2,seed=0"]
-    assert list(short_names(names).values()) == ["s/b=1", "s/b=2"]
-    same = ["a.x=1,b.x=2", "a.x=2,b.x=1", "c.x=1,b.x=2"]
-    assert list(short_names(same).values()) == same

@@ -27,6 +27,10 @@ def test_a_logarithmic_axis_puts_factors_at_equal_distances() -> None:
     assert [scale(value) for value in (1, 10, 100, 10000)] == pytest.approx([0, 25, 50, 100])
 
 
+def test_layers_and_steps_are_numbered_in_whole_steps() -> None:
+    assert Axis(0, 2, 0, 100, whole=True).ticks() == [0, 1, 2]
+
+
 def test_one_value_or_none_still_has_an_axis() -> None:
     for values in ([], [0.0], [7.0]):
         found = axis(values, 0, 1)
