@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help run test test-slow lint format model-gemma docs bench clean
+.PHONY: help run test test-slow test-browser lint format model-gemma docs bench clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/' | expand -t 12
@@ -23,10 +23,13 @@ run: $(READY)  ## environment, a real model, the quickstart sweep, its report
 	$(BIN)/python -m lorap_exp.report outputs/quickstart
 
 test: $(READY)  ## the quick tests, with coverage
-	$(BIN)/python -m pytest -m "not slow and not network and not gpu" --cov=lorap_exp --cov-fail-under=85
+	$(BIN)/python -m pytest -m "not slow and not network and not gpu and not browser" --cov=lorap_exp --cov-fail-under=85
 
 test-slow: $(READY)  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+test-browser: $(READY)  ## the report's page in headless Chromium
+	$(BIN)/python -m pytest -m browser
 
 lint: $(READY)  ## format, style and types, checked
 	$(BIN)/ruff format --check .

@@ -34,8 +34,11 @@ def parser() -> argparse.ArgumentParser:
     info = commands.add_parser("info", help="what was done to each layer of a saved model")
     info.add_argument("folder", type=Path, help="a saved model, or the job that holds it")
     info.set_defaults(run=_info)
-    report = commands.add_parser("report", help="table and plot of a sweep, from disk")
-    report.add_argument("folder", type=Path, help="the folder of a sweep")
+    report = commands.add_parser("report", help="table, plots and page of sweeps, from disk")
+    report.add_argument("folders", nargs="+", type=Path, metavar="folder", help="of a sweep")
+    report.add_argument("--output", type=Path, help="where it goes (default: the first folder)")
+    report.add_argument("--wandb", choices=("offline", "online"), help="log it as a W&B run too")
+    report.add_argument("--project", default="lorap_exp", help="of W&B (default: lorap_exp)")
     report.set_defaults(run=_report)
     data = commands.add_parser("data", help="the folder that data=local reads")
     _data_parsers(data.add_subparsers(required=True, metavar="{fetch,verify,where}"))
@@ -105,7 +108,7 @@ def _info(options: argparse.Namespace) -> None:
 def _report(options: argparse.Namespace) -> None:
     from lorap_exp.report import show
 
-    print(show(options.folder))
+    print(show(options.folders, options.output, options.wandb, options.project))
 
 
 def _list_store(options: argparse.Namespace) -> None:

@@ -1,16 +1,46 @@
-"""`python -m lorap_exp.report outputs/<sweep>`: the table and the plot of a sweep, from disk."""
+"""`python -m lorap_exp.report outputs/<sweep> …`: table, plots and page of sweeps, from disk."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
-from lorap_exp.reporting.sweep import collect, write_report
+from lorap_exp.reporting.sweep import Sweep, collect, write_report
+from lorap_exp.reporting.tracking import log_sweep
+
+PLOTS = ("spectra", "selection")
+"""Images that a job may hold."""
 
 
-def show(folder: Path) -> str:
-    """Write the report of a sweep; return its table and where it lies."""
-    text = write_report(collect(folder))
-    written = ", ".join(path.name for path in sorted(folder.glob("report.*")))
-    return f"{text}\n\nreport in {folder}: {written}"
+def show(
+    folders: Sequence[Path],
+    output: Path | None = None,
+    wandb: Literal["offline", "online"] | None = None,
+    project: str = "lorap_exp",
+) -> str:
+    """Write one report over all jobs of the folders; return its table and where it lies.
+
+    Args:
+        folders: sweeps.
+        output: where the report goes; the first folder when it is None.
+        wandb: log the report as a run too.
+        project: of that run.
+    """
+    output = output or folders[0]
+    sweep = collect(*folders)
+    text = write_report(sweep, output)
+    written = ", ".join(path.name for path in sorted(output.glob("report.*")))
+    if wandb is not None:
+        plots = find_plots(sweep, output)
+        log_sweep(sweep.title, sweep.table(), plots, output, mode=wandb, project=project)
+    return f"{text}\n\nreport in {output}: {written}"
+
+
+def find_plots(sweep: Sweep, output: Path) -> dict[str, Path]:
+    """The report's plot and those of its jobs, by name, where they are."""
+    plots = {"report": output / "report.png"}
+    plots |= {f"{job.name}/{n}": job.folder / f"{n}.png" for job in sweep.jobs for n in PLOTS}
+    return {name: path for name, path in plots.items() if path.is_file()}
 
 
 if __name__ == "__main__":

@@ -32,7 +32,10 @@ def test_help_is_a_catalogue() -> None:
         (["method=foo"], "error: method must be one of dense, heads_low_rank_mlp, lorap,"),
         (["rato=0.2"], "error: 'rato' is not a setting; did you mean ratio?"),
         (["ratio=1.2"], "error: ratio must lie in [0, 1), got 1.2"),
-        (["evaluation=null"], "error: evaluation must be one of paper, perplexity, quick, streamline, got"),
+        (
+            ["evaluation=null"],
+            "error: evaluation must be one of paper, perplexity, quick, streamline, got",
+        ),
         (["device=cuda:9"], "error: device must be auto, cpu or one of the"),
         (
             ["model=custom", "model.path=./nowhere"],

@@ -1,6 +1,7 @@
-"""Measured beside published: what an experiment reproduces, and the difference."""
+"""Measured beside published: what an experiment reproduces, the difference, and the rest of the
+published table."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from typing import Any
 
@@ -27,6 +28,65 @@ def beside_published(results: Sequence[Result]) -> tuple[pd.DataFrame, list[str]
     known = tables()
     rows: list[dict[str, Any]] = []
     sources: dict[str, None] = {}
+    for result, name, row in _counterparts(results, known):
+        measured = cells(result)
+        published = _values(known[name], row)
+        shared = [column for column in published if column in measured]
+        head = {"method": row["method"], "ratio": row["ratio"]}
+        settings = dict(flatten(result.config))
+        rows += [
+            head
+            | {"what": f"measured, {measured['model']}{subset(settings)}"}
+            | {c: measured[c] for c in shared},
+            head | {"what": f"published, {name}"} | {c: published[c] for c in shared},
+            head | {"what": "difference"} | {c: measured[c] - published[c] for c in shared},
+        ]
+        sources[_source(known, name)] = None
+    return pd.DataFrame(rows), list(sources)
+
+
+def other_published(results: Sequence[Result]) -> tuple[pd.DataFrame, list[str]]:
+    """The published rows at the measured ratios that have no measured counterpart, and sources.
+
+    They are listed as soon as one comparable result names a published table, whatever its
+    settings: the rows are the literature's, not a comparison.
+    """
+    known = tables()
+    measured = {
+        (name, row["method"], row["ratio"]) for _, name, row in _counterparts(results, known)
+    }
+    ratios = {
+        (result.config["published"], result.config["ratio"])
+        for result in results
+        if result.comparable and result.config["published"] is not None
+    }
+    rows: list[dict[str, Any]] = []
+    sources: dict[str, None] = {}
+    for name, table in known.items():
+        for row in table["rows"]:
+            asked = (table.get("beside", name), row["ratio"]) in ratios
+            if not asked or (name, row["method"], row["ratio"]) in measured:
+                continue
+            head = {"method": row["method"], "tuned": "tuned" if row["tuned"] else "untuned"}
+            rows.append(head | {"ratio": row["ratio"], "table": name} | _values(table, row))
+            sources[_source(known, name)] = None
+    order = ["ratio", "tuned", "method"]
+    found = pd.DataFrame(rows)
+    if not found.empty:
+        found = found.sort_values(order, ascending=[True, False, True], ignore_index=True)
+    return found, list(sources)
+
+
+def subset(settings: dict[str, str]) -> str:
+    """A remark when not everything was scored."""
+    limits = ("evaluation.perplexity.max_tokens", "evaluation.zero_shot.limit")
+    return " (subset)" if any(settings.get(key, "None") != "None" for key in limits) else ""
+
+
+def _counterparts(
+    results: Sequence[Result], known: dict[str, dict[str, Any]]
+) -> Iterator[tuple[Result, str, dict[str, Any]]]:
+    """Every result with the name and the row of the published table that it reproduces."""
     for result in results:
         name = result.config["published"]
         if name is None or not result.comparable:
@@ -36,23 +96,15 @@ def beside_published(results: Sequence[Result]) -> tuple[pd.DataFrame, list[str]
         if any(settings.get(k, str(v)) != str(v) for k, v in known[name]["requires"].items()):
             continue
         for row in known[name]["rows"]:
-            if (row["method"], row["ratio"]) != (measured["method"], measured["ratio"]):
-                continue
-            published = dict(zip(known[name]["columns"], row["values"], strict=True))
-            shared = [column for column in published if column in measured]
-            head = {"method": row["method"], "ratio": row["ratio"]}
-            rows += [
-                head
-                | {"what": f"measured, {measured['model']}{subset(settings)}"}
-                | {c: measured[c] for c in shared},
-                head | {"what": f"published, {name}"} | {c: published[c] for c in shared},
-                head | {"what": "difference"} | {c: measured[c] - published[c] for c in shared},
-            ]
-            sources[f"{name}: {known[name]['source']}"] = None
-    return pd.DataFrame(rows), list(sources)
+            if (row["method"], row["ratio"]) == (measured["method"], measured["ratio"]):
+                yield result, name, row
 
 
-def subset(settings: dict[str, str]) -> str:
-    """A remark when not everything was scored."""
-    limits = ("evaluation.perplexity.max_tokens", "evaluation.zero_shot.limit")
-    return " (subset)" if any(settings.get(key, "None") != "None" for key in limits) else ""
+def _values(table: dict[str, Any], row: dict[str, Any]) -> dict[str, float]:
+    """The numbers of a published row by column; what was not published is left out."""
+    pairs = zip(table["columns"], row["values"], strict=True)
+    return {column: value for column, value in pairs if value is not None}
+
+
+def _source(known: dict[str, dict[str, Any]], name: str) -> str:
+    return f"{name}: {known[name]['source']}"

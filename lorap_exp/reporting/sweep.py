@@ -1,95 +1,141 @@
-"""Collecting a sweep from disk, also after failures, and writing its report."""
+"""A sweep from disk, also after failures, and every view of it: text, numbers, plots, a page."""
 
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorap_exp.errors import LorapError
-from lorap_exp.job import read_status
+import pandas as pd
+
+from lorap_exp.reporting.best import best_cells
+from lorap_exp.reporting.figures import evaluation_time
+from lorap_exp.reporting.html import Page, html
+from lorap_exp.reporting.jobs import JobRecord, find_jobs, sweep_name
+from lorap_exp.reporting.latex import latex
 from lorap_exp.reporting.plots import plot_sweep
-from lorap_exp.reporting.published import beside_published
+from lorap_exp.reporting.published import beside_published, other_published
 from lorap_exp.reporting.result import Result
-from lorap_exp.reporting.table import frame, markdown
+from lorap_exp.reporting.retained import retained
+from lorap_exp.reporting.table import frame
+from lorap_exp.reporting.text import markdown
 
 NOT_COMPARABLE = (
     "Embedded data: these numbers are not comparable with the literature. Texts are Python's own "
     "documentation; questions were written for this project."
 )
+LEGEND = (
+    "kept: share of attention and MLP weights that stayed, counted from the model; "
+    "accuracies in percent, the paper's metric of each task (acc_norm for HellaSwag, ARC-c, "
+    "OBQA); ± is the standard error, or the spread over seeds where `seeds` is a column."
+)
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """The jobs found in a folder: finished ones, and (configuration, state) of the others."""
+    """The jobs found in one folder or several, the finished ones first."""
 
-    folder: Path
-    results: list[Result]
-    unfinished: list[tuple[dict[str, Any], str]]
-    reasons: dict[str, str]
+    folders: tuple[Path, ...]
+    jobs: list[JobRecord]
+
+    @property
+    def title(self) -> str:
+        return " + ".join(sweep_name(folder, self.folders) for folder in self.folders)
+
+    @property
+    def results(self) -> list[Result]:
+        return [job.result for job in self.jobs if job.result is not None]
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """Why there is no result, by job."""
+        return {job.name: job.error for job in self.jobs if job.result is None}
+
+    @property
+    def perplexities(self) -> list[str]:
+        """Labels of the perplexity texts, in the order of the table."""
+        labels = [score.label for result in self.results for score in result.scores.perplexity]
+        return list(dict.fromkeys(labels))
+
+    def table(self, timed: bool = False) -> pd.DataFrame:
+        """The table as numbers; `timed` adds the evaluation time."""
+        unfinished = [(job.config, job.state) for job in self.jobs if job.result is None]
+        sweeps = [job.sweep for job in self.jobs] if len(self.folders) > 1 else []
+        further = [evaluation_time(result) for result in self.results] if timed else []
+        return frame(self.results, unfinished, sweeps, further)
 
 
-def collect(folder: Path) -> Sweep:
-    """Read every job below `folder`.
+def collect(*folders: Path) -> Sweep:
+    """Read every job below the folders.
 
     Raises:
-        LorapError: there is no job.
+        LorapError: a folder holds no job.
     """
-    results, unfinished, reasons = [], [], {}
-    for path in sorted(folder.glob("**/config.json")):
-        job = path.parent
-        if not (job / "status.json").is_file():
-            continue
-        status = read_status(job)
-        assert status is not None
-        if (job / "result.json").is_file():
-            results.append(Result.from_dict(json.loads((job / "result.json").read_text())))
-            continue
-        config = json.loads(path.read_text())
-        state = "failed" if status["state"] in ("failed", "cut") else "missing"
-        unfinished.append((config, state))
-        reasons[str(job.relative_to(folder))] = status.get("error") or "not finished"
-    if not results and not unfinished:
-        raise LorapError(f"a sweep folder holds jobs with config.json, got '{folder}'")
-    return Sweep(folder, results, unfinished, reasons)
+    jobs = sorted(find_jobs(folders), key=lambda job: job.result is None)
+    return Sweep(folders, jobs)
 
 
-def write_report(sweep: Sweep) -> str:
-    """Write report.md, report.csv and report.png into the sweep's folder; return the Markdown."""
-    table = frame(sweep.results, sweep.unfinished)
-    perplexities = list(
-        dict.fromkeys(s.label for result in sweep.results for s in result.scores.perplexity)
-    )
-    table.to_csv(sweep.folder / "report.csv", index=False)
-    plot_sweep(table, perplexities, sweep.folder.name, sweep.folder / "report.png")
-    lines = [f"# {sweep.folder.name}", "", markdown(table)]
-    compared, sources = beside_published(sweep.results)
-    if not compared.empty:
-        lines += ["## Measured beside published", "", markdown(compared)]
+def write_report(sweep: Sweep, output: Path | None = None) -> str:
+    """Write every `report.*` into `output`, or into the first folder; return the Markdown."""
+    output = output or sweep.folders[0]
+    output.mkdir(parents=True, exist_ok=True)
+    table = sweep.table()
+    best = best_cells(table, sweep.perplexities)
+    others = {
+        "Retained of the dense model": (retained(sweep.results), []),
+        "Measured beside published": beside_published(sweep.results),
+        "As published, other methods at the same ratio": other_published(sweep.results),
+    }
+    others = {title: found for title, found in others.items() if not found[0].empty}
+    table.to_csv(output / "report.csv", index=False)
+    plot_sweep(table, sweep.perplexities, sweep.title, output / "report.png")
+    lines = [f"# {sweep.title}", "", markdown(table, best)]
+    for title, (compared, sources) in others.items():
+        lines += [f"## {title}", "", markdown(compared)]
         lines += [f"- {source}" for source in sources] + [""]
     text = "\n".join([*lines, *notes(sweep)])
-    (sweep.folder / "report.md").write_text(text, encoding="utf-8")
+    (output / "report.md").write_text(text, encoding="utf-8")
+    (output / "report.tex").write_text(latex(table, best, sweep.title), encoding="utf-8")
+    (output / "report.html").write_text(page(sweep, others), encoding="utf-8")
     return text
 
 
-def notes(sweep: Sweep) -> list[str]:
-    """What a reader must know beside the numbers."""
-    lines = []
-    if any(not result.comparable for result in sweep.results):
-        lines.append(f"**{NOT_COMPARABLE}**\n")
-    lines.append(
-        "kept: share of attention and MLP weights that stayed, counted from the model; "
-        "accuracies in percent, the paper's metric of each task (acc_norm for HellaSwag, ARC-c, "
-        "OBQA); ± is the standard error, or the spread over seeds where `seeds` is a column.\n"
+def page(sweep: Sweep, others: Mapping[str, tuple[pd.DataFrame, list[str]]]) -> str:
+    """The sweep as a self-contained HTML page."""
+    table = sweep.table(timed=True)
+    shown = Page(
+        title=sweep.title,
+        table=table,
+        best=best_cells(table, sweep.perplexities),
+        perplexities=sweep.perplexities,
+        others=others,
+        remarks=[LEGEND, *profiles(sweep)],
+        warning=warning(sweep),
     )
-    profiles = {
+    return html(shown, sweep.folders, sweep.jobs)
+
+
+def notes(sweep: Sweep) -> list[str]:
+    """What a reader must know beside the numbers, in Markdown."""
+    lines = [f"**{found}**\n" for found in (warning(sweep),) if found]
+    lines.append(f"{LEGEND}\n")
+    lines += [f"- {profile}" for profile in profiles(sweep)]
+    return lines + [f"- {job}: **{reason}**" for job, reason in sorted(sweep.reasons.items())]
+
+
+def warning(sweep: Sweep) -> str:
+    """Why the numbers cannot be compared with others, or nothing."""
+    return "" if all(result.comparable for result in sweep.results) else NOT_COMPARABLE
+
+
+def profiles(sweep: Sweep) -> list[str]:
+    """How each text was scored."""
+    found: set[tuple[Any, ...]] = {
         (s.label, s.profile, s.length, s.split, s.tokens, s.sha256[:12])
         for result in sweep.results
         for s in result.scores.perplexity
     }
-    lines += [
-        f"- {label}: profile {profile}, chunks of {length}, split {split}, {tokens} scored "
+    return [
+        f"{label}: profile {profile}, chunks of {length}, split {split}, {tokens} scored "
         f"tokens, sha256 {digest}…"
-        for label, profile, length, split, tokens, digest in sorted(profiles)
+        for label, profile, length, split, tokens, digest in sorted(found)
     ]
-    lines += [f"- {job}: **{reason}**" for job, reason in sorted(sweep.reasons.items())]
-    return lines

@@ -96,7 +96,10 @@ def columns(results: Sequence[Result]) -> list[str]:
 
 
 def frame(
-    results: Sequence[Result], unfinished: Sequence[tuple[Mapping[str, Any], str]] = ()
+    results: Sequence[Result],
+    unfinished: Sequence[tuple[Mapping[str, Any], str]] = (),
+    sweeps: Sequence[str] = (),
+    further: Sequence[dict[str, float]] = (),
 ) -> pd.DataFrame:
     """The table as numbers.
 
@@ -105,26 +108,42 @@ def frame(
     Args:
         results: finished jobs.
         unfinished: (configuration, state) of the others.
+        sweeps: the sweep of each job, finished ones first; a column where settings repeat.
+        further: columns beside the paper's, for each finished job.
     """
-    rows = [cells(result) for result in results]
+    added = further or [{}] * len(results)
+    rows = [cells(result) | more for result, more in zip(results, added, strict=True)]
     states = ["done"] * len(rows) + [state for _, state in unfinished]
     rows += [leading_cells(config) for config, _ in unfinished]
     configs = [result.config for result in results] + [config for config, _ in unfinished]
-    table = pd.DataFrame(rows, columns=columns(results))
-    extra = distinctions(configs)
-    for position, (name, values) in enumerate(extra.items(), start=2):
-        applies = (table["method"] != "dense") | (not name.startswith(OF_COMPRESSION))
-        table.insert(position, name, pd.Series(values).where(applies, "-"))
+    names = [*columns(results), *dict.fromkeys(name for more in added for name in more)]
+    table = pd.DataFrame(rows, columns=names)
+    order = _insert_settings(table, configs, sweeps)
     if unfinished:
         table["status"] = states
-    table["seed"] = [str(config.get("seed", "-")) for config in configs]
-    order = ["model", "ratio", "method", *extra]
     table = table.sort_values(order, kind="stable", ignore_index=True)
     repeated = (table["method"] == "dense") & table.duplicated([*order, "seed"])
     table = table[~repeated]
     several = table["seed"].nunique() > 1
     table = over_seeds(table, order) if several else table.drop(columns="seed")
     return table.reset_index(drop=True)
+
+
+def _insert_settings(
+    table: pd.DataFrame, configs: Sequence[Mapping[str, Any]], sweeps: Sequence[str]
+) -> list[str]:
+    """Add the columns that tell the jobs apart, and `seed`; return those that rows go by."""
+    compressed = table["method"] != "dense"
+    extra = distinctions(configs)
+    for position, (name, values) in enumerate(extra.items(), start=2):
+        applies = compressed | (not name.startswith(OF_COMPRESSION))
+        table.insert(position, name, pd.Series(values).where(applies, "-"))
+    table["seed"] = [str(config.get("seed", "-")) for config in configs]
+    order = ["model", "ratio", "method", *extra]
+    if sweeps and table[compressed].duplicated([*order, "seed"]).any():
+        order.append("sweep")
+        table.insert(2 + len(extra), "sweep", pd.Series(sweeps).where(compressed, "-"))
+    return order
 
 
 def over_seeds(table: pd.DataFrame, settings: Sequence[str]) -> pd.DataFrame:
@@ -155,33 +174,3 @@ def leading_cells(config: Mapping[str, Any]) -> dict[str, Any]:
         "method": (config.get("method") or {}).get("name", "-"),
         "ratio": float(ratio) if isinstance(ratio, int | float) else math.nan,
     }
-
-
-def markdown(table: pd.DataFrame) -> str:
-    """The table for people: two decimals, a dash where there is no number."""
-    shown = table.copy().astype(object)
-    for name in table.columns:
-        digits = {"ratio": 3, "kept": 3, "seeds": 0}.get(name, 2)
-        shown[name] = [_format(value, digits) for value in table[name]]
-    shown = _fold_errors(shown)
-    lines = ["| " + " | ".join(shown.columns) + " |", "|" + " --- |" * len(shown.columns)]
-    lines += ["| " + " | ".join(row) + " |" for row in shown.itertuples(index=False)]
-    return "\n".join(lines) + "\n"
-
-
-def _format(value: Any, digits: int) -> str:
-    if isinstance(value, str):
-        return value.replace("|", "\\|")
-    return "-" if pd.isna(value) else f"{value:.{digits}f}"
-
-
-def _fold_errors(shown: pd.DataFrame) -> pd.DataFrame:
-    """`mean` and `mean ±` become one column `value ± error`."""
-    for name in [c for c in shown.columns if c.endswith(" ±")]:
-        mean = name.removesuffix(" ±")
-        shown[mean] = [
-            value if value == "-" else f"{value} ± {error}"
-            for value, error in zip(shown[mean], shown[name], strict=True)
-        ]
-        shown = shown.drop(columns=name)
-    return shown

@@ -1,9 +1,10 @@
-"""Weights & Biases: one run for each job, grouped by sweep, offline unless asked otherwise."""
+"""Weights & Biases: one run for each job, grouped by sweep, offline unless asked otherwise, and one
+for a report when it is asked for."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import wandb
@@ -63,6 +64,38 @@ def track(cfg: Config, folder: Path) -> Iterator[Tracker]:
         exit_code = 0
     finally:
         run.finish(exit_code=exit_code)
+
+
+def log_sweep(
+    title: str,
+    table: pd.DataFrame,
+    plots: Mapping[str, Path],
+    folder: Path,
+    *,
+    mode: Literal["offline", "online"],
+    project: str,
+) -> None:
+    """One run of a whole sweep: its table, and its plots as images, by name.
+
+    Args:
+        title: of the sweep, which is the group of its jobs' runs too.
+        table: as in the report.
+        plots: image files.
+        folder: where the report was written; the run lies below it.
+        mode: whether the run is sent.
+        project: of W&B.
+    """
+    with wandb.init(
+        project=project,
+        mode=mode,
+        group=title,
+        name=f"{title} report",
+        job_type="report",
+        dir=str(folder),
+        settings=wandb.Settings(silent=True, console="off"),
+    ) as run:
+        images = {name: wandb.Image(str(path)) for name, path in plots.items()}
+        run.log({"table": wandb.Table(dataframe=table), **images})
 
 
 def metrics(result: Result) -> dict[str, float]:

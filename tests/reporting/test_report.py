@@ -1,16 +1,19 @@
 import json
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 
 from lorap_exp import pipeline
 from lorap_exp.config import Config
 from lorap_exp.errors import LorapError
 from lorap_exp.job import write_json
-from lorap_exp.reporting.published import beside_published, tables
+from lorap_exp.reporting.published import beside_published, other_published, tables
+from lorap_exp.reporting.result import Result
 from lorap_exp.reporting.sweep import collect, write_report
 from lorap_exp.reporting.table import TASK_COLUMNS, distinctions
 
@@ -20,7 +23,7 @@ Make = Callable[..., Config]
 def test_a_sweep_with_failed_and_missing_jobs(tmp_path: Path, config: Make) -> None:
     for ratio in (0.0, 0.4):
         pipeline.run(config(f"ratio={ratio}"), tmp_path / f"ratio={ratio}")
-    for ratio, state in ((0.6, "failed"), (0.7, "running")):
+    for ratio, state in ((0.6, "failed"), (0.7, "interrupted")):
         folder = tmp_path / f"ratio={ratio}"
         write_json(folder / "config.json", config(f"ratio={ratio}").dump())
         write_json(folder / "status.json", {"state": state, "error": "why it failed"})
@@ -85,7 +88,9 @@ def test_measured_stands_beside_published(config: Make, tmp_path: Path, shared: 
     measured = result.scores.perplexity[0].perplexity
     assert table["WikiText-2"].tolist() == pytest.approx([measured, 15.69, measured - 15.69])
     assert "2404.09695" in sources[0]
-    assert "Measured beside published" in write_report(collect(tmp_path))
+    text = write_report(collect(tmp_path))
+    assert "Measured beside published" in text and "lora_prune | tuned | 0.200" in text
+    assert "WikiText-2 train, so in-domain" in (tmp_path / "report.html").read_text()
 
 
 def test_embedded_data_are_never_compared(config: Make, tmp_path: Path) -> None:
@@ -94,11 +99,47 @@ def test_embedded_data_are_never_compared(config: Make, tmp_path: Path) -> None:
 
 
 def test_published_means_are_the_means_of_their_tasks() -> None:
+    checked = 0
     for table in tables().values():
         for row in table["rows"]:
             values = dict(zip(table["columns"], row["values"], strict=True))
-            mean = statistics.mean(v for k, v in values.items() if k in TASK_COLUMNS.values())
-            assert mean == pytest.approx(values["mean7_paper"], abs=0.011)
+            if tasks := [v for k, v in values.items() if k in TASK_COLUMNS.values()]:
+                checked += 1
+                assert statistics.mean(tasks) == pytest.approx(values["mean7_paper"], abs=0.011)
+    assert checked == 16
+
+
+def test_published_numbers_are_those_of_the_source(shared: Path) -> None:
+    source = yaml.safe_load((shared / "spec" / "published.yaml").read_text())
+    rows = {
+        (r["method"], r["ratio"], r["tuned"]): r["values"] for r in tables()["llama_7b"]["rows"]
+    }
+    assert rows.pop(("dense", 0.0, False)) == source["llama_7b"]["dense"]
+    assert rows.pop(("dense (LLaMA paper)", 0.0, False)) == source["llama_7b"]["dense_llama_paper"]
+    for key, methods in source["llama_7b"].items():
+        if key.startswith("ratio_"):
+            _, ratio, kind = key.split("_")
+            tuned = kind == "tuned"
+            for method, values in methods.items():
+                name = "lorap_lora" if tuned and method == "lorap" else method
+                assert rows.pop((name, float(ratio), tuned)) == values
+    assert rows == {}
+
+
+def test_the_rest_of_the_published_table_is_listed(make: Callable[..., Result]) -> None:
+    settings = {"evaluation": {"perplexity": {"profile": "lorap"}}, "ratio_of": "decoder"}
+    measured = make("lorap", 0.2, 16.0, published="llama_7b", **settings)
+    table, sources = other_published([measured, make("svd", 0.5)])
+    named = {(row.method, row.tuned) for row in table.itertuples()}
+    assert ("llm_pruner", "tuned") in named and ("llm_pruner", "untuned") in named
+    assert ("flap", "untuned") in named and ("lorap_lora", "tuned") in named
+    assert ("lorap", "untuned") not in named
+    assert set(table["ratio"]) == {0.2} and len(sources) == 2
+    shear = table[table["method"] == "lora_shear"].iloc[0]
+    assert pd.isna(shear["WikiText-2"]) and shear["mean7_paper"] == 60.63
+    changed = make("lorap", 0.2, published="llama_7b", ratio_of="model")
+    assert "lorap" in set(other_published([changed])[0]["method"])
+    assert other_published([replace(measured, comparable=False)])[0].empty
 
 
 def test_settings_are_never_taken_for_seeds(config: Make, tmp_path: Path) -> None:

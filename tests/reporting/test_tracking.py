@@ -11,6 +11,7 @@ from wandb.proto import wandb_internal_pb2
 
 from lorap_exp import pipeline
 from lorap_exp.config import Config
+from lorap_exp.report import show
 
 BLOCK = 32768
 
@@ -61,3 +62,28 @@ def test_the_offline_run_holds_the_numbers(tmp_path: Path, config: Callable[...,
         }
         assert [0, "q", "rank", result.plan.blocks[0].ranks["q"]] in tables["layers"]["data"]
         assert "mean7_paper" in tables["table"]["columns"]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:wandb.*")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_report_is_one_run_with_its_table_and_plots(sweep: Path) -> None:
+    show([sweep], wandb="offline", project="some_project")
+    (path,) = sweep.glob("wandb/offline-run-*/run-*.wandb")
+    (run,) = (record.run for record in records(path) if record.HasField("run"))
+    assert (run.project, run.run_group, run.display_name) == (
+        "some_project",
+        "a_sweep",
+        "a_sweep report",
+    )
+    exits = [record.exit.exit_code for record in records(path) if record.HasField("exit")]
+    assert exits == [0]
+    (table,) = path.parent.glob("files/media/table/*.json")
+    logged = json.loads(table.read_text())
+    assert "WikiText-2" in logged["columns"] and len(logged["data"]) == 7
+    (image,) = path.parent.glob("files/media/images/*.png")
+    assert image.read_bytes() == (sweep / "report.png").read_bytes()
+
+
+def test_a_report_is_not_logged_unless_asked(sweep: Path) -> None:
+    show([sweep])
+    assert not (sweep / "wandb").exists()

@@ -1,0 +1,129 @@
+"""`report.html`: the whole sweep on one page that needs nothing but itself.
+
+Python draws every plot and fills the template; the page's script sorts, filters and hides.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from lorap_exp.reporting.best import Cells
+from lorap_exp.reporting.figures import score_charts
+from lorap_exp.reporting.jobs import JobRecord
+from lorap_exp.reporting.labels import job_labels, word
+from lorap_exp.reporting.layers import selection_charts, size_maps
+from lorap_exp.reporting.measures import cost_charts, spectrum_charts, training_chart
+from lorap_exp.reporting.provenance import commands, software
+from lorap_exp.reporting.svg import COLOURS
+from lorap_exp.reporting.text import Cell, shown
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the page shows beside the jobs: the table, its best cells, other tables with their
+    sources by title, and remarks."""
+
+    title: str
+    table: pd.DataFrame
+    best: Cells
+    perplexities: Sequence[str]
+    others: Mapping[str, tuple[pd.DataFrame, list[str]]]
+    remarks: Sequence[str]
+    warning: str
+
+
+def html(page: Page, folders: Sequence[Path], jobs: Sequence[JobRecord]) -> str:
+    """The page as one self-contained document; every text is escaped."""
+    environment = Environment(
+        loader=PackageLoader("lorap_exp.reporting", "page"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html.jinja").render(
+        page=page,
+        colours=COLOURS,
+        jobs=jobs,
+        commands={str(folder): commands(folder, _inside(folder, jobs)) for folder in folders},
+        software=software(jobs),
+        configs={job.name: json.dumps(job.config, indent=1) for job in jobs},
+        **_of_table(page),
+        **_of_jobs(jobs),
+    )
+
+
+def _of_table(page: Page) -> dict[str, Any]:
+    columns, rows = shown(page.table, page.best)
+    charts, legend = score_charts(page.table, page.perplexities)
+    others = {}
+    for title, (table, sources) in page.others.items():
+        names, cells = shown(table)
+        others[title] = (_headings(names, cells), cells, sources)
+    return {
+        "headings": _headings(columns, rows),
+        "rows": rows,
+        "others": others,
+        "charts": charts,
+        "legend": legend,
+    }
+
+
+def _of_jobs(jobs: Sequence[JobRecord]) -> dict[str, Any]:
+    labels = job_labels(jobs)
+    finished = {labels[job.name]: job.result for job in jobs if job.result is not None}
+    costs, stages = cost_charts(finished) if finished else ([], [])
+    return {
+        "labels": labels,
+        "failed": [job for job in jobs if job.result is None],
+        "maps": size_maps(jobs),
+        "selections": _charts(jobs, "selection.json", selection_charts),
+        "spectra": _charts(jobs, "spectra.json", spectrum_charts),
+        "training": _training(jobs),
+        "costs": costs,
+        "stages": stages,
+    }
+
+
+def _charts(jobs: Sequence[JobRecord], file: str, draw: Any) -> list[tuple[str, Any]]:
+    """The charts of every job that has the file."""
+    return [(job.name, draw(found)) for job in jobs if (found := job.read(file))]
+
+
+def _training(jobs: Sequence[JobRecord]) -> list[tuple[str, Any]]:
+    """The curves of every job that trained something."""
+    return [
+        (job.name, [training_chart(name, curve) for name, curve in job.result.curves.items()])
+        for job in jobs
+        if job.result is not None and job.result.curves
+    ]
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A column on the page: its whole name, and its telling word where that is enough."""
+
+    name: str
+    word: str
+    numeric: bool
+
+
+def _headings(names: Sequence[str], rows: Sequence[Sequence[Cell]]) -> list[Heading]:
+    words = [word(name) for name in names]
+    return [
+        Heading(
+            name,
+            words[at] if words.count(words[at]) == 1 else name,
+            any(row[at].value is not None for row in rows),
+        )
+        for at, name in enumerate(names)
+    ]
+
+
+def _inside(folder: Path, jobs: Sequence[JobRecord]) -> list[JobRecord]:
+    return [job for job in jobs if job.folder.is_relative_to(folder)]

@@ -1,0 +1,65 @@
+"""The table as people read it: two decimals, errors beside their values, the best in bold."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from lorap_exp.reporting.best import Cells
+
+DIGITS = {"ratio": 3, "kept": 3, "seeds": 0}
+"""Decimals, where they are not two."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A word or a number as shown; `value` is the number, `error` what follows the ±."""
+
+    text: str
+    value: float | None = None
+    error: str | None = None
+    best: bool = False
+
+
+def shown(table: pd.DataFrame, best: Cells = frozenset()) -> tuple[list[str], list[list[Cell]]]:
+    """Columns and rows for people; a column `x ±` goes into the cells of `x`."""
+    columns = [name for name in table.columns if not name.endswith(" ±")]
+    rows = [
+        [_cell(row, name, (position, name) in best) for name in columns]
+        for position, row in enumerate(table.to_dict("records"))
+    ]
+    return columns, rows
+
+
+def markdown(table: pd.DataFrame, best: Cells = frozenset()) -> str:
+    """The table in Markdown, a dash where there is no number."""
+    columns, rows = shown(table, best)
+    lines = [_line(columns), "|" + " --- |" * len(columns)]
+    return "\n".join([*lines, *(_line([_markdown(cell) for cell in row]) for row in rows)]) + "\n"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _markdown(cell: Cell) -> str:
+    text = cell.text.replace("|", "\\|") + (f" ± {cell.error}" if cell.error else "")
+    return f"**{text}**" if cell.best else text
+
+
+def _cell(row: dict[Any, Any], name: str, best: bool) -> Cell:
+    value = row[name]
+    if isinstance(value, str):
+        return Cell(value)
+    if pd.isna(value):
+        return Cell("-")
+    error = row.get(f"{name} ±")
+    return Cell(
+        _number(name, value), float(value), None if error is None else _number(name, error), best
+    )
+
+
+def _number(name: str, value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.{DIGITS.get(name, 2)}f}"

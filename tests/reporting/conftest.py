@@ -1,0 +1,130 @@
+"""Jobs as they lie on disk, made without a model."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lorap_exp.evaluation.perplexity import Perplexity
+from lorap_exp.evaluation.scores import Scores
+from lorap_exp.evaluation.zero_shot import TaskScore
+from lorap_exp.planning.plan import BlockPlan, Plan, Removal, Replacement
+from lorap_exp.reporting.result import Result
+
+MODEL = {
+    "hidden_size": 64,
+    "intermediate_size": 176,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+LAYERS = 4
+DENSE = LAYERS * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 64 * 176)
+SCORED: dict[str, Any] = {
+    "length": 128,
+    "split": "test",
+    "sha256": "0" * 64,
+    "tokens": 1000,
+    "nll": 3.0,
+}
+
+
+def plan(ratio: float, removed: tuple[int, ...] = ()) -> Plan:
+    """Ranks of 8 in every layer that stays; an ffn for the removed ones."""
+    if ratio == 0:
+        return Plan(0.0, tuple(BlockPlan(index) for index in range(LAYERS)))
+    replacements = (Replacement(removed[0], removed[-1] + 1, "ffn"),) if removed else ()
+    sizes = {"ranks": {"q": 8, "k": 8}, "widths": {"mlp": 88}}
+    blocks = [
+        BlockPlan(i) if (i,) == removed[:1] else BlockPlan(i, **sizes)
+        for i in range(LAYERS)
+        if i not in removed[1:]
+    ]
+    return Plan(ratio, tuple(blocks), Removal(removed, replacements))
+
+
+def make_result(
+    method: str = "lorap",
+    ratio: float = 0.2,
+    perplexity: float = 20.0,
+    accuracy: float = 0.5,
+    seed: int = 0,
+    **config: Any,
+) -> Result:
+    """A finished job; further settings go into its configuration."""
+    settings = {"name": "x", "ratio": ratio, "seed": seed, "published": None}
+    settings |= {"model": {"name": "tiny_model"}, "method": {"name": method}} | config
+    kept = int(DENSE * (1 - ratio))
+    return Result(
+        config=settings,
+        versions={"torch": "2.13.0"},
+        commit="abc123",
+        device="cpu",
+        source="random",
+        comparable=True,
+        calibration={},
+        plan=plan(ratio),
+        parameters={
+            "dense": {"decoder": DENSE, "total": DENSE},
+            "compressed": {"decoder": kept, "total": kept},
+        },
+        curves={},
+        scores=Scores(
+            (
+                Perplexity(
+                    "wikitext2", "WikiText-2", "lorap", **SCORED, perplexity=perplexity, seconds=2.0
+                ),
+            ),
+            (TaskScore("boolq", 100, accuracy, 0.05, None, None, 1.0),),
+        ),
+        seconds={"load": 1.0, "compress": 2.0},
+        peak_memory={"load host": 2**30, "compress host": 2**31},
+    )
+
+
+def write_job(folder: Path, result: Result | None, **status: str) -> Path:
+    """A job's folder: finished, or with the reason why it is not."""
+    folder.mkdir(parents=True)
+    config = make_result(ratio=0.7).config if result is None else result.config
+    (folder / "config.json").write_text(json.dumps(config))
+    state = status or {"state": "done"}
+    (folder / "status.json").write_text(json.dumps(state))
+    if result is not None:
+        (folder / "result.json").write_text(json.dumps(result.to_dict()))
+    return folder
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    """Five finished jobs with everything that a page can show, and a failed one."""
+    folder = tmp_path / "a_sweep"
+    write_job(folder / "ratio=0", make_result("dense", 0.0, 10.0, 0.7))
+    for method, better in (("lorap", 1.0), ("svd_all", 2.0)):
+        for ratio in (0.2, 0.5):
+            result = make_result(method, ratio, 20 * better / ratio, 0.6 / better)
+            write_job(folder / f"method={method},ratio={ratio}", result)
+    job = folder / "method=lorap,ratio=0.2"
+    (job / "model").mkdir()
+    (job / "model" / "config.json").write_text(json.dumps(MODEL))
+    spectrum = {"metric": "svd", "matrix": "q", "block": 0, "cumulative": [0, 0.8, 1]}
+    (job / "spectra.json").write_text(json.dumps([spectrum]))
+    entries = [(start, length, 1 - 0.1 * length) for length in (1, 2) for start in range(3)]
+    selection = {"criterion": "cosine", "map": entries, "removed": [1, 2], "scores": [(1, 0.8)]}
+    (job / "selection.json").write_text(json.dumps(selection))
+    trained = replace(
+        make_result("lorap_lora", 0.2, 15.0),
+        curves={"recovery": {"train": [3.0, 2.0], "validation": [(0, 3.0), (2, 2.5)]}},
+        plan=plan(0.2, removed=(1, 2)),
+    )
+    write_job(folder / "method=lorap_lora,ratio=0.2", trained)
+    reason = "OutOfMemoryError: <script>alert(1)</script>"
+    trace = '  File "walk.py", line 3, in walk\n    raise OutOfMemoryError("<b>")\n'
+    write_job(folder / "ratio=0.7", None, state="failed", error=reason, traceback=trace)
+    return folder
+
+
+@pytest.fixture
+def make() -> Callable[..., Result]:
+    return make_result

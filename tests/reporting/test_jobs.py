@@ -1,0 +1,62 @@
+"""Several sweeps in one report."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from lorap_exp import commands
+from lorap_exp.errors import LorapError
+from lorap_exp.report import show
+from lorap_exp.reporting.jobs import find_jobs
+from lorap_exp.reporting.result import Result
+from lorap_exp.reporting.sweep import collect, write_report
+from tests.reporting.conftest import write_job
+
+Make = Callable[..., Result]
+
+
+def test_one_report_over_several_sweeps(sweep: Path, tmp_path: Path, make: Make) -> None:
+    other = tmp_path / "other"
+    write_job(other / "method=pruned", make("pruned", 0.2))
+    text = show([sweep, other])
+    assert "# a_sweep + other" in text and f"report in {sweep}: " in text
+    assert len(pd.read_csv(sweep / "report.csv")) == 8
+    assert not list(other.glob("report.*"))
+    names = [job.name for job in collect(sweep, other).jobs]
+    assert "other/method=pruned" in names and "a_sweep/ratio=0" in names
+
+
+def test_the_command_writes_where_it_is_told(
+    sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands.run(["report", str(sweep), "--output", str(tmp_path / "new" / "place")])
+    written = {path.suffix for path in (tmp_path / "new" / "place").iterdir()}
+    assert written == {".md", ".csv", ".png", ".tex", ".html"}
+    assert "report.html" in capsys.readouterr().out
+    assert not list(sweep.glob("report.*"))
+
+
+def test_the_same_settings_in_two_sweeps_stay_two_rows(tmp_path: Path, make: Make) -> None:
+    for name, perplexity in (("first", 20.0), ("second", 30.0)):
+        write_job(tmp_path / name / "dense", make("dense", 0.0))
+        write_job(tmp_path / name / "job", make(perplexity=perplexity))
+    write_report(collect(tmp_path / "first", tmp_path / "second"))
+    table = pd.read_csv(tmp_path / "first" / "report.csv")
+    assert table["sweep"].tolist() == ["-", "first", "second"]
+
+
+def test_a_job_is_counted_once_and_folders_of_one_name_are_told_apart(
+    tmp_path: Path, make: Make
+) -> None:
+    for place in ("a/run", "b/run"):
+        write_job(tmp_path / place / "job", make())
+    jobs = find_jobs([tmp_path / "a" / "run", tmp_path / "b" / "run", tmp_path])
+    assert [job.sweep for job in jobs] == [str(tmp_path / "a/run"), str(tmp_path / "b/run")]
+
+
+def test_every_folder_must_hold_a_job(sweep: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(LorapError, match="empty"):
+        collect(sweep, tmp_path / "empty")

@@ -1,0 +1,32 @@
+from collections.abc import Callable
+from pathlib import Path
+
+from lorap_exp.reporting.jobs import find_jobs
+from lorap_exp.reporting.labels import job_labels, word
+from lorap_exp.reporting.result import Result
+from tests.reporting.conftest import write_job
+
+
+def test_the_telling_word() -> None:
+    assert [word(n) for n in ("ratio", "a.b.metric", "calibration.name")] == [
+        "ratio",
+        "metric",
+        "calibration",
+    ]
+
+
+def test_labels_say_what_differs(tmp_path: Path, make: Callable[..., Result]) -> None:
+    for number, seed in enumerate((0, 1)):
+        text = {"calibration": {"name": "c4"}}
+        write_job(tmp_path / f"a{number}", make(seed=seed, **text))
+        text = {"calibration": {"name": "ptb"}}
+        write_job(tmp_path / f"b{number}", make(seed=seed, **text))
+    labels = job_labels(find_jobs([tmp_path]))
+    assert labels["a1"] == "lorap, calibration c4, seed 1"
+    assert labels["b0"] == "lorap, calibration ptb, seed 0"
+
+
+def test_equal_jobs_keep_their_names(tmp_path: Path, make: Callable[..., Result]) -> None:
+    for name in ("one", "two"):
+        write_job(tmp_path / name, make())
+    assert job_labels(find_jobs([tmp_path])) == {"one": "one", "two": "two"}
