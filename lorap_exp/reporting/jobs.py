@@ -66,11 +66,11 @@ def _read(folder: Path, name: str, sweep: str) -> JobRecord:
         raw = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         try:
             result = Result.from_dict(raw)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError) as missing:
             raise LorapError(
                 f"'{folder / 'result.json'}' must be of this version of lorap_exp, got one of "
-                f"commit {raw.get('commit')}: {error!r} is missing"
-            ) from error
+                f"commit {raw.get('commit')}: {missing!r} is missing"
+            ) from missing
         return JobRecord(name, sweep, folder, config, "done", result)
     state = "failed" if status.get("state") in ("failed", "cut") else "missing"
     error = status.get("error") or "not finished"
