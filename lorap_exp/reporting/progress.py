@@ -36,32 +36,49 @@ class Meter:
         self.device, self.quiet = device, quiet
         self.seconds: dict[str, float] = {}
         self.peak_memory: dict[str, int] = {}
+        self._open: list[dict[str, int]] = []
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Measure a stage and say so in one line when it ends well."""
-        self._reset_peak()
+        """Measure a stage and say so in one line when it ends well.
+
+        A stage inside another one belongs to both: the outer peak is not forgotten.
+        """
+        self._note()
+        self._open.append({})
         start = time.perf_counter()
-        yield
+        try:
+            yield
+            self._note()
+        finally:
+            peaks = self._open.pop()
+            self._keep(peaks)
         seconds = time.perf_counter() - start
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
-        peaks = self._peak(name)
-        for key, peak in peaks.items():
+        for where, peak in peaks.items():
+            key = f"{name} {where}"
             self.peak_memory[key] = max(peak, self.peak_memory.get(key, 0))
         if not self.quiet:
             say(f"  {name}: {seconds:.1f} s, peak {max(peaks.values()) / 2**30:.2f} GiB")
 
-    def _reset_peak(self) -> None:
+    def _note(self) -> None:
+        """Keep the peaks so far for the innermost open stage, and begin anew."""
+        self._keep(self._peaks())
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         if PEAK_RESET.exists():
             PEAK_RESET.write_text("5")
 
-    def _peak(self, name: str) -> dict[str, int]:
-        """Host peak of the stage (of the process where the kernel cannot reset it), and CUDA's."""
-        peaks = {f"{name} host": host_peak()}
+    def _keep(self, peaks: dict[str, int]) -> None:
+        if self._open:
+            inner = self._open[-1]
+            inner |= {where: max(peak, inner.get(where, 0)) for where, peak in peaks.items()}
+
+    def _peaks(self) -> dict[str, int]:
+        """Host peak (of the process where the kernel cannot reset it), and CUDA's."""
+        peaks = {"host": host_peak()}
         if self.device.type == "cuda":
-            peaks[f"{name} cuda"] = torch.cuda.max_memory_allocated(self.device)
+            peaks["cuda"] = torch.cuda.max_memory_allocated(self.device)
         return peaks
 
 
