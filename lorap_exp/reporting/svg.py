@@ -85,7 +85,8 @@ def line_chart(
 ) -> Markup:
     """Lines and marks over two axes; a logarithmic axis leaves out what is not positive.
 
-    `whole_x` numbers that axis in whole steps; `legend` names the series below the title, in their colours.
+    `whole_x` numbers that axis in whole steps; `legend` names the series below the title, in
+    their colours.
     """
     shown = [point for s in series for point in (*s.points, *s.path)]
     x = replace(axis([p.x for p in shown], LEFT, WIDTH - RIGHT), whole=whole_x)
