@@ -55,6 +55,7 @@ def make_result(
 ) -> Result:
     """A finished job; further settings go into its configuration."""
     settings = {"name": "x", "ratio": ratio, "seed": seed, "published": None}
+    settings |= {"evaluation": {"name": "paper"}, "data": {"source": "hub"}, "dtype": "float32"}
     settings |= {"model": {"name": "tiny_model"}, "method": {"name": method}} | config
     kept = int(DENSE * (1 - ratio))
     return Result(

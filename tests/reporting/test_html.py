@@ -62,7 +62,7 @@ def test_every_job_and_every_section_is_there(sweep: Path) -> None:
     )
     assert identifiers >= set(sections.split())
     rows = [a for t, a in reader.elements if t == "tr"]
-    assert len(rows) == 1 + 7
+    assert len(rows) == (1 + 7) + (1 + 5), "the table, and what is retained"
     assert "abc123" in shown and "2.13.0" in shown
 
 

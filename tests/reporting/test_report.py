@@ -28,7 +28,9 @@ def test_a_sweep_with_failed_and_missing_jobs(tmp_path: Path, config: Make) -> N
         write_json(folder / "config.json", config(f"ratio={ratio}").dump())
         write_json(folder / "status.json", {"state": state, "error": "why it failed"})
     text = write_report(collect(tmp_path))
-    rows = [line for line in text.splitlines() if line.startswith("| tiny")]
+    main, retained = text.split("## Retained of the dense model")
+    assert retained.count("| tiny | lorap | 0.400") == 1
+    rows = [line for line in main.splitlines() if line.startswith("| tiny")]
     assert len(rows) == 4
     assert "| dense | 0.000 | 1.000 |" in rows[0]
     assert rows[2].endswith("failed |") and rows[3].endswith("missing |")
@@ -154,7 +156,7 @@ def test_settings_are_never_taken_for_seeds(config: Make, tmp_path: Path) -> Non
             "evaluation.zero_shot=null", "evaluation.perplexity.max_tokens=2048", *overrides
         )
         pipeline.run(cfg, tmp_path / name)
-    text = write_report(collect(tmp_path))
+    text = write_report(collect(tmp_path)).split("## Retained")[0]
     assert len([line for line in text.splitlines() if line.startswith("| tiny")]) == 4
     assert "evaluation.perplexity.profile" in text and "method.stages.attention.metric" in text
 
