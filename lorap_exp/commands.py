@@ -18,7 +18,7 @@ MOST_DOCUMENTS = 350_000
 
 def run(arguments: Sequence[str]) -> None:
     """Parse and run one subcommand; an error is one sentence and exit code 1."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     try:
         options.run(options)
     except LorapError as error:
@@ -27,7 +27,8 @@ def run(arguments: Sequence[str]) -> None:
         sys.exit("interrupted: the same command goes on from here")
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The grammar of all subcommands."""
     parser = argparse.ArgumentParser(prog="python -m lorap_exp")
     commands = parser.add_subparsers(required=True, metavar="{info,report,data,store}")
     info = commands.add_parser("info", help="what was done to each layer of a saved model")

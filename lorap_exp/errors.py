@@ -5,6 +5,10 @@ class LorapError(Exception):
     """Bad input or a run that cannot go on; the message names the setting and what is allowed."""
 
 
+class Busy(LorapError):  # noqa: N818
+    """Another process is running this very job, so there is nothing to do for it here."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of another library's message, or its type where it says nothing."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -22,8 +22,9 @@ def follow(cfg: Config, folder: Path, team: Team) -> None:
     """
     job = Job(folder)
     while (word := team.hear()) != "end":
+        device = team.device or torch.device("cpu")
         with tempfile.TemporaryDirectory() as own:
-            inputs = prepare(cfg, Job(Path(own)))
+            inputs = prepare(cfg, Job(Path(own)), device)
         if word == "replace":
             dense = Dense(cfg, inputs, Meter(inputs.device, quiet=True))
             selection = Selection.restore(**_read(job, "selection.json"))

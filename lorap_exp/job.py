@@ -5,6 +5,7 @@ goes on where it stopped, another one is refused with the difference.
 """
 
 import json
+import os
 import shutil
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +17,7 @@ from typing import Any, TypeVar
 from filelock import FileLock, Timeout
 
 from lorap_exp.config import Config, identity
-from lorap_exp.errors import LorapError
+from lorap_exp.errors import Busy, LorapError
 from lorap_exp.reporting.progress import say
 from lorap_exp.reporting.result import Result
 
@@ -64,32 +65,39 @@ class Job:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write all of it or nothing."""
+    """Write all of it or nothing, also when other processes write the same file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.write_text(json.dumps(value, indent=1, default=str), encoding="utf-8")
     partial.replace(path)
 
 
 @contextmanager
-def open_job(folder: Path, cfg: Config) -> Iterator[Job]:
+def open_job(folder: Path, cfg: Config, wait: bool = False) -> Iterator[Job]:
     """Lock the folder, refuse another configuration, and keep `status.json` true.
 
     Raises:
-        LorapError: another process works here, or the folder holds another configuration's run.
+        Busy: another process works here on the same configuration, and `wait` is false.
+        LorapError: the folder holds another configuration's run.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    job = Job(folder)
+    lock = FileLock(folder / ".lock", timeout=-1 if wait else 0)
     try:
-        with FileLock(folder / ".lock", timeout=0):
-            job = Job(folder)
-            _refuse_other(job, cfg)
-            job.write("config.json", cfg.dump())
-            job.write("status.json", {"state": "running"})
-            with record_failure(folder):
-                yield job
-            job.write("status.json", {"state": "done"})
+        lock.acquire()
     except Timeout as error:
-        raise LorapError(f"output folder '{folder}' is in use by another process") from error
+        _refuse_other(job, cfg)
+        raise Busy(f"output folder '{folder}' is in use by another process") from error
+    try:
+        if any((folder / name).exists() for name in ("compression.json", "spectra.json")):
+            _refuse_other(job, cfg)
+        job.write("config.json", cfg.dump())
+        job.write("status.json", {"state": "running"})
+        with record_failure(folder):
+            yield job
+        job.write("status.json", {"state": "done"})
+    finally:
+        lock.release()
 
 
 def describe_state(folder: Path, cfg: Config) -> str:
@@ -149,8 +157,7 @@ def _reason(error: BaseException) -> str:
 
 def _refuse_other(job: Job, cfg: Config) -> None:
     before = job.read("config.json")
-    started = any((job.folder / name).exists() for name in ("compression.json", "spectra.json"))
-    if before is None or not started:
+    if before is None:
         return
     differences = list(_differences(identity(before), identity(cfg.dump())))
     if differences:

@@ -13,6 +13,7 @@ from lorap_exp.calibration.sampling import digest
 from lorap_exp.comparison import compare_answers
 from lorap_exp.compression import Compression, analyse, compress_or_reuse, recover_or_reuse
 from lorap_exp.config import Config
+from lorap_exp.device import claim_device
 from lorap_exp.evaluation.scores import Scores
 from lorap_exp.evaluation.suite import evaluate
 from lorap_exp.job import open_job
@@ -23,25 +24,29 @@ from lorap_exp.reporting.result import Result, commit, versions
 from lorap_exp.reporting.tracking import track
 
 
-def run(cfg: Config, folder: Path) -> Result:
-    """One experiment: check, plan, calibrate and compress block by block, evaluate, report."""
-    with open_job(folder, cfg) as job:
+def run(cfg: Config, folder: Path, wait: bool = False) -> Result:
+    """One experiment: check, plan, calibrate and compress block by block, evaluate, report.
+
+    A folder in which another process works is refused with `Busy`, or waited for.
+    """
+    with open_job(folder, cfg, wait) as job:
         if (finished := job.result()) is not None:
             say(f"{folder}: finished before, skipped")
             return finished
         say(f"{folder}: {cfg.method.name} at ratio {cfg.ratio} on {cfg.model.name}")
-        inputs = prepare(cfg, job)
-        meter = Meter(inputs.device)
-        with track(cfg, folder) as tracker:
-            analyse(cfg, inputs, job, meter)
-            compressed = compress_or_reuse(cfg, inputs, job, meter)
-            model, compression = recover_or_reuse(cfg, inputs, job, meter, compressed)
-            scores = evaluate(inputs.suite, model, inputs.tokenizer, job, meter)
-            del model, compressed
-            scores = replace(scores, stability=compare_answers(cfg, inputs, job, meter))
-            result = summarise(cfg, inputs, compression, scores, meter)
-            job.finish(result, cfg.keep_model)
-            tracker.log_result(result)
+        with claim_device(cfg.device) as device:
+            inputs = prepare(cfg, job, device)
+            meter = Meter(device)
+            with track(cfg, folder) as tracker:
+                analyse(cfg, inputs, job, meter)
+                compressed = compress_or_reuse(cfg, inputs, job, meter)
+                model, compression = recover_or_reuse(cfg, inputs, job, meter, compressed)
+                scores = evaluate(inputs.suite, model, inputs.tokenizer, job, meter)
+                del model, compressed
+                scores = replace(scores, stability=compare_answers(cfg, inputs, job, meter))
+                result = summarise(cfg, inputs, compression, scores, meter)
+                job.finish(result, cfg.keep_model)
+                tracker.log_result(result)
     return result
 
 

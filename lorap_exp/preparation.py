@@ -17,13 +17,7 @@ from lorap_exp.job import Job
 from lorap_exp.methods.stage import Stack, build_stack, plan_method
 from lorap_exp.models.checkpoint import count_parameters
 from lorap_exp.models.families import family_of, shapes_of
-from lorap_exp.models.loading import (
-    digest_model,
-    load_config,
-    load_tokenizer,
-    meta_model,
-    resolve_device,
-)
+from lorap_exp.models.loading import digest_model, load_config, load_tokenizer, meta_model
 from lorap_exp.planning.plan import Plan, Removal
 from lorap_exp.store import Store
 
@@ -55,9 +49,8 @@ class Inputs:
         return self.stack.recovery is not None and not self.plan.is_dense
 
 
-def prepare(cfg: Config, job: Job) -> Inputs:
+def prepare(cfg: Config, job: Job, device: torch.device) -> Inputs:
     """Check model, method, data and budget; plan; tokenise. No weight is read."""
-    device = resolve_device(cfg.device)
     stack = build_stack(cfg.method)
     data = open_source(cfg.data)
     model_config = load_config(cfg.model)

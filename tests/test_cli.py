@@ -32,7 +32,10 @@ def test_help_is_a_catalogue() -> None:
         (["method=foo"], "error: method must be one of dense, heads_low_rank_mlp, lorap,"),
         (["rato=0.2"], "error: 'rato' is not a setting; did you mean ratio?"),
         (["ratio=1.2"], "error: ratio must lie in [0, 1), got 1.2"),
-        (["evaluation=null"], "error: evaluation must be one of paper, perplexity, quick, got"),
+        (
+            ["evaluation=null"],
+            "error: evaluation must be one of paper, perplexity, quick, streamline, got",
+        ),
         (["device=cuda:9"], "error: device must be auto, cpu or one of the"),
         (
             ["model=custom", "model.path=./nowhere"],
@@ -69,22 +72,6 @@ def test_a_bad_job_of_a_sweep_does_not_stop_the_others(tmp_path: Path) -> None:
     assert "ratio must lie in [0, 1), got 1.2" in report
     assert "not comparable with the literature" in report
     assert (sweep / "report.csv").is_file() and (sweep / "report.png").stat().st_size > 5000
-
-
-@pytest.mark.parametrize("launcher", ["processes", "slurm_local"])
-def test_launchers_give_the_numbers_of_the_serial_one(tmp_path: Path, launcher: str) -> None:
-    plugin = {"processes": "joblib", "slurm_local": "submitit"}[launcher]
-    pytest.importorskip(f"hydra_plugins.hydra_{plugin}_launcher")
-    small = ["evaluation=perplexity", "evaluation.perplexity.max_tokens=256", "dtype=float32"]
-    few = ["calibration.samples=4", "calibration.length=16", "ratio=0.2,0.4"]
-    tables = []
-    for name, extra in (("serial", []), (launcher, [f"hydra/launcher={launcher}"])):
-        run = lorap(tmp_path, "-m", f"name={name}", *QUIET, *small, *few, *extra)
-        assert run.returncode == 0, run.stderr
-        report = [sys.executable, "-m", "lorap_exp", "report", str(tmp_path / name)]
-        subprocess.run(report, check=True, capture_output=True)
-        tables.append((tmp_path / name / "report.csv").read_text())
-    assert tables[0] == tables[1]
 
 
 def test_info_and_report_name_a_wrong_folder(tmp_path: Path) -> None:

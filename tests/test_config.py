@@ -20,6 +20,8 @@ OPTIONS = [
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_composes_and_builds(group: str, option: str) -> None:
+    if option.startswith("search/"):
+        pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra optuna")
     needed = {"custom": ["model.path=some/where"], "text": ["calibration.files=[a.txt]"]}
     extra = needed.get(option, [])
     cfg = validate(compose([f"{group}={option}", *extra]))

@@ -140,18 +140,3 @@ def _guarded(model: ModelConfig, source: Source, load: Any) -> Any:
             f"model.path must be a hub id within reach or a local folder{hint}; "
             f"got '{source.location}': {first}"
         ) from error
-
-
-def resolve_device(name: str) -> torch.device:
-    """`auto` is CUDA when it is there, else the CPU."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise LorapError(
-            f"device must be auto, cpu or one of the {torch.cuda.device_count()} CUDA devices "
-            f"of this machine, got '{name}'"
-        )
-    if device.type == "cuda":
-        torch.cuda.init()
-    return device

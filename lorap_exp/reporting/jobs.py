@@ -63,7 +63,14 @@ def _read(folder: Path, name: str, sweep: str) -> JobRecord:
     status = read_status(folder) or {}
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if (folder / "result.json").is_file():
-        result = Result.from_dict(json.loads((folder / "result.json").read_text(encoding="utf-8")))
+        raw = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        try:
+            result = Result.from_dict(raw)
+        except (KeyError, TypeError) as missing:
+            raise LorapError(
+                f"'{folder / 'result.json'}' must be of this version of lorap_exp, got one of "
+                f"commit {raw.get('commit')}: {missing!r} is missing"
+            ) from missing
         return JobRecord(name, sweep, folder, config, "done", result)
     state = "failed" if status.get("state") in ("failed", "cut") else "missing"
     error = status.get("error") or "not finished"

@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, BertConfig, PreTrainedModel, T5Co
 
 from lorap_exp.config import ModelConfig, RandomModelConfig
 from lorap_exp.errors import LorapError
-from lorap_exp.models.loading import load_config, load_model, load_tokenizer, resolve_device
+from lorap_exp.models.loading import load_config, load_model, load_tokenizer
 from lorap_exp.models.tiny import byte_tokenizer, random_config
 
 
@@ -50,12 +50,6 @@ def test_a_hub_out_of_reach_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(LorapError, match="got 'no-one/no-model'") as caught:
         load_config(at("no-one/no-model"))
     assert "\n" not in str(caught.value)
-
-
-def test_devices() -> None:
-    assert resolve_device("cpu").type == "cpu"
-    with pytest.raises(LorapError, match="device must be auto, cpu or one of the"):
-        resolve_device("cuda:99")
 
 
 def test_phi3_is_split(tmp_path: Path) -> None:

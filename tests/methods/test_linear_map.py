@@ -1,0 +1,64 @@
+"""Closed-form replacements."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from lorap_exp import pipeline
+from lorap_exp.config import Config
+from lorap_exp.errors import LorapError
+from lorap_exp.methods.layer_removal import LayerRemoval
+from lorap_exp.methods.stage import build_stack
+from lorap_exp.models.families import blocks_of
+from lorap_exp.planning.plan import Removal
+from lorap_exp.planning.spans import divide
+from tests.methods.streamline import FAST
+
+Make = Callable[..., Config]
+Tiny = Callable[..., PreTrainedModel]
+IDS = torch.arange(4 * 24).view(4, 24) % 200
+
+
+@pytest.mark.parametrize("replacement", ["linear", "linear_merged"])
+@pytest.mark.parametrize("family_", ["llama", "opt"])
+def test_a_linear_map_is_found_where_there_is_one(
+    tiny: Tiny, config: Make, tmp_path: Path, replacement: str, family_: str
+) -> None:
+    """The span scales its input (or what the MLP before it adds): the closed form finds that."""
+    model = tiny(family_, blocks=4)
+    with torch.no_grad():
+        for name in ("o", "down"):
+            for parameter in blocks_of(model)[2].linear(name).parameters():
+                parameter.zero_()
+    cfg = config(
+        "method=streamline",
+        f"method.stages.layers.replacement={replacement}",
+        "method.stages.layers.ridge=1e-8",
+    )
+    stage = build_stack(cfg.method).removal
+    assert isinstance(stage, LayerRemoval)
+    removal = Removal((2,)) if replacement == "linear_merged" else divide(2, 3, "linear", 1, False)
+    expected = model(IDS).logits
+    short, curves = stage.remove(
+        lambda: model,
+        removal,
+        calibration=torch.randint(1, 200, (16, 24)),
+        windows=None,
+        batch_size=4,
+        folder=tmp_path,
+        bars=lambda *_: iter,
+    )
+    torch.testing.assert_close(short(IDS).logits, expected, atol=1e-3, rtol=1e-3)
+    assert not curves
+    assert len(blocks_of(short)) == (3 if replacement == "linear_merged" else 4)
+
+
+def test_merging_is_refused_where_the_mlp_is_normalised(tmp_path: Path, config: Make) -> None:
+    cfg = config(
+        *FAST, "model.random.family=gemma3_text", "method.stages.layers.replacement=linear_merged"
+    )
+    with pytest.raises(LorapError, match="must not be linear_merged for 'gemma3_text'"):
+        pipeline.run(cfg, tmp_path)

@@ -1,0 +1,99 @@
+"""Every command of the README, the documentation and the experiments can be run as it stands."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import hydra
+import pytest
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from lorap_exp.catalogue import conf_folder, experiments_page
+from lorap_exp.commands import COMMANDS, parser
+from lorap_exp.config import validate
+from lorap_exp.methods.stage import build_stack
+from tests.conftest import REPOSITORY
+
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+SHORT = "data=local data.folder=../shared/data logging=disabled"
+"""What docs/results.md calls D."""
+NEEDED = {"model=custom": ["model.path=some/where"], "calibration=text": ["calibration.files=[a]"]}
+
+
+def commands() -> Iterator[tuple[str, str]]:
+    """(page, command without `python -m lorap_exp`) of every line that starts like that."""
+    for page in PAGES:
+        for line in page.read_text(encoding="utf-8").splitlines():
+            found = re.match(r"^(?:- )?(?:\S+ )*?(?:`)?python -m lorap_exp ([^`#]*)", line)
+            if found and "$" not in line and "…" not in line and "<" not in line:
+                for command in found[1].split("; python -m lorap_exp "):
+                    yield page.name, re.sub(r"\bD\b", SHORT, command).strip()
+
+
+COMMANDS_FOUND = sorted(set(commands()))
+
+
+def test_the_pages_hold_commands() -> None:
+    assert len(COMMANDS_FOUND) > 40
+
+
+@pytest.mark.parametrize(("page", "command"), COMMANDS_FOUND)
+def test_a_documented_command_composes(page: str, command: str) -> None:
+    """Subcommands parse; of a sweep, the first job is composed, checked and built."""
+    words = shlex.split(command)
+    if words[0] in COMMANDS:
+        parser().parse_args(words)
+        return
+    if words == ["--help"]:
+        return
+    if "hydra/launcher=ray" in command:
+        pytest.importorskip("hydra_plugins.hydra_ray_launcher", reason="the extra ray is not there")
+    overrides = [word for word in words if word not in ("-m", "--dry-run")]
+    config = first_job(overrides)
+    for group, extra in NEEDED.items():
+        config = first_job([*overrides, *extra]) if group in overrides else config
+    stack = build_stack(config.method)
+    assert stack.stages or stack.removal or config.ratio == 0
+
+
+def first_job(overrides: list[str]):  # type: ignore[no-untyped-def]
+    """The checked configuration of the first job that a command line stands for."""
+    with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        swept = hydra.compose("config", plain(overrides), return_hydra_config=True)
+        params = swept.hydra.sweeper.get("params") or {}
+        chosen = {word.split("=", 1)[0] for word in overrides}
+        grid = [f"{key}={value}" for key, value in params.items() if key not in chosen]
+        job = BasicSweeper.split_arguments(parse([*overrides, *grid]), max_batch_size=None)[0][0]
+        cfg = hydra.compose("config", list(job))
+    return validate(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
+
+
+def parse(overrides: list[str]):  # type: ignore[no-untyped-def]
+    return OverridesParser.create().parse_overrides(overrides)
+
+
+def plain(overrides: list[str]) -> list[str]:
+    """The first value of every sweep."""
+    return list(BasicSweeper.split_arguments(parse(overrides), max_batch_size=None)[0][0])
+
+
+def test_the_page_of_experiments_is_up_to_date() -> None:
+    page = (REPOSITORY / "docs" / "experiments.md").read_text(encoding="utf-8")
+    assert page == experiments_page(), "run `make docs`"
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_family_is_documented() -> None:
+    text = (REPOSITORY / "docs" / "families.md").read_text(encoding="utf-8")
+    for name in ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma 3", "OPT", "Phi-3"):
+        assert name in text
+    assert Path(REPOSITORY / "docs" / "index.md").is_file()
