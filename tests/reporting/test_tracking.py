@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
 from wandb.proto import wandb_internal_pb2
 
 from lorap_exp import pipeline
@@ -18,6 +19,7 @@ BLOCK = 32768
 
 def records(path: Path) -> Iterator[Any]:
     """Records of a .wandb file: a seven-byte header, then LevelDB's log format."""
+    wandb.teardown()  # waits for the service, which writes the file behind finish()
     data, position, buffer = path.read_bytes(), 7, b""
     while position + 7 <= len(data):
         left = BLOCK - position % BLOCK
@@ -69,13 +71,14 @@ def test_the_offline_run_holds_the_numbers(tmp_path: Path, config: Callable[...,
 def test_a_report_is_one_run_with_its_table_and_plots(sweep: Path) -> None:
     show([sweep], wandb="offline", project="some_project")
     (path,) = sweep.glob("wandb/offline-run-*/run-*.wandb")
-    (run,) = (record.run for record in records(path) if record.HasField("run"))
+    found = list(records(path))
+    (run,) = (record.run for record in found if record.HasField("run"))
     assert (run.project, run.run_group, run.display_name) == (
         "some_project",
         "a_sweep",
         "a_sweep report",
     )
-    exits = [record.exit.exit_code for record in records(path) if record.HasField("exit")]
+    exits = [record.exit.exit_code for record in found if record.HasField("exit")]
     assert exits == [0]
     (table,) = path.parent.glob("files/media/table/*.json")
     logged = json.loads(table.read_text())
