@@ -65,11 +65,13 @@ def job(cfg: DictConfig) -> float | None:
         team = Team()
         if not team.leads:
             follow(config, folder, team)
+            team.wait()
             return None
         try:
             result = run(config, folder, wait=searches)
         finally:
             team.tell("end")
+        team.wait()
     except Busy:
         print(f"{folder}: another process is running it, skipped", file=sys.stderr)
         return None

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from lorap_exp.compression import Dense
+from lorap_exp.compression import Dense, dense_key
 from lorap_exp.config import Config
 from lorap_exp.evaluation.stability import Choices, Stability, compare
 from lorap_exp.job import Job
@@ -31,9 +31,7 @@ def compare_answers(cfg: Config, inputs: Inputs, job: Job, meter: Meter) -> tupl
     with meter.stage("stability"):
         for task in suite.tasks:
             own: dict[str, Any] = job.read(f"choices/{task}.json") or {}
-            key = {
-                "model": inputs.model_digest,
-                "dtype": cfg.dtype,
+            key = dense_key(cfg, inputs) | {
                 "task": task,
                 "data": inputs.data.task_digest(task),
                 "limit": suite.limit,

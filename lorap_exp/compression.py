@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -29,6 +28,7 @@ from lorap_exp.models.loading import load_model, meta_model
 from lorap_exp.planning.plan import Plan
 from lorap_exp.preparation import Inputs, plan_job
 from lorap_exp.reporting.progress import Meter, bar, no_bar, say
+from lorap_exp.reporting.result import versions
 from lorap_exp.training.loop import Curve
 from lorap_exp.training.team import Team
 
@@ -120,14 +120,22 @@ def compress_or_reuse(
     return model, compression
 
 
+def dense_key(cfg: Config, inputs: Inputs) -> dict[str, Any]:
+    """What everything computed from the dense model depends on."""
+    return {
+        "model": inputs.model_digest,
+        "dtype": cfg.dtype,
+        "device": inputs.device.type,
+        "versions": versions(),
+    }
+
+
 def sharing(cfg: Config, inputs: Inputs) -> Sharing:
     """What the statistics of the dense model depend on, and where they are kept."""
     assert inputs.calibration is not None
-    weights = {"model": inputs.model_digest, "dtype": cfg.dtype, "device": inputs.device.type}
-    weights |= {"torch": torch.__version__, "transformers": transformers.__version__}
     tokens = {"shape": list(inputs.calibration.shape), "sha256": digest(inputs.calibration)}
     batches = {"batch_size": cfg.calibration.batch_size}
-    return Sharing(inputs.store, weights, {"calibration": tokens | batches})
+    return Sharing(inputs.store, dense_key(cfg, inputs), {"calibration": tokens | batches})
 
 
 class Dense:
@@ -164,7 +172,7 @@ def remove_layers(
     ids, batch_size = inputs.calibration, cfg.calibration.batch_size
 
     length, shared = len(inputs.plan.removal.layers), sharing(cfg, inputs)
-    asked = {"criterion": removal.criterion, "length": length, "protect": removal.protect}
+    asked = {"criterion": removal.criterion, "length": length, "protect": removal.protected}
     key = {**shared.weights, **shared.inputs, **asked, "start": removal.start}
 
     def choose() -> dict[str, Any]:

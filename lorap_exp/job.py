@@ -89,7 +89,7 @@ def open_job(folder: Path, cfg: Config, wait: bool = False) -> Iterator[Job]:
         _refuse_other(job, cfg)
         raise Busy(f"output folder '{folder}' is in use by another process") from error
     try:
-        if any((folder / name).exists() for name in ("compression.json", "spectra.json")):
+        if _started(folder):
             _refuse_other(job, cfg)
         job.write("config.json", cfg.dump())
         job.write("status.json", {"state": "running"})
@@ -103,10 +103,11 @@ def open_job(folder: Path, cfg: Config, wait: bool = False) -> Iterator[Job]:
 def describe_state(folder: Path, cfg: Config) -> str:
     """What the same command would do with a job's folder; nothing is changed."""
     job = Job(folder)
-    try:
-        _refuse_other(job, cfg)
-    except LorapError as error:
-        return f"refused: {error}"
+    if _started(folder):
+        try:
+            _refuse_other(job, cfg)
+        except LorapError as error:
+            return f"refused: {error}"
     if job.result() is not None:
         return "done"
     if (status := read_status(folder)) is None:
@@ -153,6 +154,12 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, LorapError):
         return text
     return f"{type(error).__name__}: {text.splitlines()[0] if text else ''}"
+
+
+def _started(folder: Path) -> bool:
+    """Something is there that only the same configuration may go on from."""
+    names = ("selection.json", "compression.json", "spectra.json", "result.json")
+    return any((folder / name).exists() for name in names)
 
 
 def _refuse_other(job: Job, cfg: Config) -> None:

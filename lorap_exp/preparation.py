@@ -64,7 +64,7 @@ def prepare(cfg: Config, job: Job, device: torch.device) -> Inputs:
     tuned = stack.recovery is not None and not plan.is_dense
     examples = stack.recovery.examples(tokenizer, data, bos) if tuned and stack.recovery else []
     windows = None
-    if stack.removal is not None and not plan.is_dense:
+    if stack.removal is not None and stack.removal.trains and not plan.is_dense:
         length = stack.removal.training.length
         check_length("method.stages.layers.training.length", length, model_config)
         windows = stack.removal.windows(tokenizer, data, bos)

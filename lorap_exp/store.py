@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -95,7 +95,8 @@ class Store:
         if hashlib.sha256(raw).hexdigest() != expected:
             say(f"  warning: the stored '{path}' is damaged and is computed again")
             return None
-        os.utime(meta)
+        with suppress(FileNotFoundError):  # another process prunes; the bytes in hand are sound
+            os.utime(meta)
         return raw
 
     def _write(self, path: Path, key: Key, raw: bytes) -> None:

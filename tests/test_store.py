@@ -173,3 +173,14 @@ def test_damaged_statistics_are_taken_anew(
     second = pipeline.run(config(*settings), tmp_path / "b")
     assert "is damaged and is computed again" in capsys.readouterr().err
     assert [p.nll for p in second.scores.perplexity] == [p.nll for p in first.scores.perplexity]
+
+
+def test_a_store_that_is_too_small_only_shares_less(
+    tmp_path: Path, config: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ["calibration.propagation=original", "evaluation.zero_shot=null"]
+    expected = pipeline.run(config(*settings), tmp_path / "roomy")
+    crowded = config(*settings, f"store.folder={tmp_path}/small", "store.limit_gib=0")
+    found = pipeline.run(crowded, tmp_path / "crowded")
+    assert "store.limit_gib does not hold the statistics" in capsys.readouterr().err
+    assert [p.nll for p in found.scores.perplexity] == [p.nll for p in expected.scores.perplexity]

@@ -16,7 +16,9 @@ from transformers import PreTrainedModel
 
 from lorap_exp.calibration.statistics import Moments
 from lorap_exp.calibration.walk import Statistics, Values, Wanted, walk
+from lorap_exp.errors import LorapError
 from lorap_exp.models.families import Block, blocks_of
+from lorap_exp.reporting.progress import say
 from lorap_exp.store import Store
 
 
@@ -64,6 +66,11 @@ def shared_walk(
             dense = walk(model, ids, wanted, batch_size, "original")
             for key, (_, statistics) in zip(keys, dense, strict=True):
                 sharing.store.tensors("statistics", key, partial(pack, statistics, wanted))
+        held = all(sharing.store.sound("statistics", key) for key in keys)
+    if not held:
+        say("  warning: store.limit_gib does not hold the statistics of all blocks: not shared")
+        yield from walk(model, ids, wanted, batch_size, propagation, keeper=sharing)
+        return
     for key, block in zip(keys, blocks, strict=True):
         read = partial(_read, sharing.store, key, model.device)
         yield block, Statistics(read, block.index, sharing, dense_inputs=True)
@@ -74,7 +81,10 @@ def _read(store: Store, key: Mapping[str, Any], device: torch.device) -> Values:
 
 
 def _gone() -> dict[str, Tensor]:
-    raise OSError("a stored statistic was damaged while it was used; start the same command again")
+    raise LorapError(
+        "store.limit_gib must hold the statistics of all blocks of the jobs that run at once: one "
+        "was removed or damaged while it was needed; the same command goes on"
+    )
 
 
 def pack(statistics: Statistics, wanted: Wanted) -> dict[str, Tensor]:

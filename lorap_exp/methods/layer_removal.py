@@ -101,13 +101,14 @@ class LayerRemoval:
             alone: nothing follows that could take up the rounding.
 
         Raises:
-            ValueError: the model has too few layers for it.
+            ValueError: the model has too few layers for it, or nothing to inherit from.
         """
+        self._check_inheritance(shapes[0])
         net = self.num_layers
         if net is None:
             net = net_layers(shapes, budget, self.kind, self.count, exceed=alone)
         length = span_length(net, self.kind, self.count)
-        first, last = self._protected()
+        first, last = self.protected
         room = len(shapes) - first - last
         if not 0 < length <= room or length == len(shapes):
             raise ValueError(
@@ -124,7 +125,22 @@ class LayerRemoval:
             raise ValueError("start must be at least 1 for replacement linear_merged, got 0")
         return self._removal(tuple(range(start, start + length)))
 
-    def _protected(self) -> tuple[int, int]:
+    def _check_inheritance(self, layer: BlockShape) -> None:
+        """An ffn inherits only from an MLP of its own shape; transformer and swiglu always can."""
+        if self.initialisation != "first" or self.kind not in ("ffn", "swiglu"):
+            return
+        up, gated = layer.matrices["up"], "gate" in layer.matrices
+        if gated != (self.kind == "swiglu") or (
+            not gated and up.out_features != 4 * up.in_features
+        ):
+            raise ValueError(
+                f"method.stages.layers.initialisation must be random or residual for "
+                f"{self.kind}: the MLP of this model has another shape, got first"
+            )
+
+    @property
+    def protected(self) -> tuple[int, int]:
+        """First and last layers that stay, whoever says so."""
         first, last = self.protect or PUBLISHED_PROTECTION.get(self.criterion, (0, 0))
         return (max(first, 1), last) if self.replacement == "linear_merged" else (first, last)
 
@@ -171,7 +187,7 @@ class LayerRemoval:
             ids,
             length,
             criterion=self.criterion,
-            protect=self._protected(),
+            protect=self.protected,
             start=self.start,
             batch_size=batch_size,
             progress=progress,

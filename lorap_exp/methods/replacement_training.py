@@ -19,7 +19,7 @@ from lorap_exp.methods.states import Cache, Progress, States
 from lorap_exp.models.checkpoint import shorten
 from lorap_exp.models.families import blocks_of
 from lorap_exp.planning.plan import Removal
-from lorap_exp.training.loop import Curve, Schedule, train
+from lorap_exp.training.loop import Curve, Schedule, finished, train
 
 Bars = Callable[[str, str], Progress]
 """(label, unit) -> a progress bar."""
@@ -115,7 +115,8 @@ class Trainer:
         states = States(front, self._windows)
         shown = self._bars("hidden states", "batch")
         folder = self._folder / "mse"
-        states.keep(self._settings.cache, folder, self._settings.micro_batch, shown)
+        if not finished(folder, self._settings.schedule(self._dtype)):
+            states.keep(self._settings.cache, folder, self._settings.micro_batch, shown)
         modules = list(networks.values())
 
         def loss(numbers: Sequence[int]) -> Tensor:

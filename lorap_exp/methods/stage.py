@@ -173,6 +173,11 @@ def plan_method(
         except ValueError as error:
             raise LorapError(f"ratio {ratio} cannot be planned: {error}") from error
     if not stack.stages:
+        if any(protect):
+            raise LorapError(
+                f"method.protect must be [0, 0] when layers are only removed, got {protect}; "
+                f"method.stages.layers.protect keeps layers"
+            )
         return assemble(ratio, chosen.remaining(shapes), [], chosen)
     return plan_stack(stack.stages, shapes, ratio, protect=protect, whole=whole, removal=chosen)
 

@@ -201,7 +201,9 @@ def _rebuild(model: PreTrainedModel, model_class: Any, config: PreTrainedConfig)
     rebuilt.load_state_dict(model.state_dict(), assign=True)
     for path, buffer in model.named_buffers():
         owner, _, name = path.rpartition(".")
-        rebuilt.get_submodule(owner)._buffers[name] = buffer
+        buffers = rebuilt.get_submodule(owner)._buffers
+        if name in buffers:  # Gemma 3 has one for each kind of layer that is left
+            buffers[name] = buffer
     rebuilt.tie_weights()
     rebuilt.generation_config = model.generation_config
     return rebuilt.eval().requires_grad_(False)

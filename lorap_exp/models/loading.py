@@ -71,6 +71,8 @@ def load_config(model: ModelConfig) -> PreTrainedConfig:
             f"'{config.model_type}' in '{source.location}'"
         )
     family_of(config.model_type)
+    if getattr(config, "original_layers", None):
+        config.original_layers = None  # numbers count from the model that is loaded
     return config
 
 

@@ -46,10 +46,20 @@ def net_layers(
         ValueError: not even one layer fits, or fewer layers would stay than the stack needs.
     """
     limit = len(shapes) - span_length(0, kind, count)
+    if limit < 2:
+        raise ValueError(
+            f"{len(shapes)} layers are too few for {count} replacements of kind {kind}: one layer "
+            f"must go beyond what they replace, and one must stay"
+        )
     removed = []
     for net in range(limit):
         removal = divide(0, span_length(net, kind, count), kind, count, False)
         removed.append(removal.parameters(shapes))
+    if budget > removed[-1] + shapes[0].parameters / 2:
+        raise ValueError(
+            f"at most {limit - 1} of {len(shapes)} layers can go, {removed[-1]} parameters, "
+            f"got {budget:.0f}"
+        )
     if exceed:
         best = min(range(limit), key=lambda net: (abs(removed[net] - budget), -net))
     else:

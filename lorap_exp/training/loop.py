@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lorap_exp.errors import LorapError
+from lorap_exp.reporting.progress import say
 from lorap_exp.training.team import Team
 
 Example = TypeVar("Example")
@@ -105,6 +106,8 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     start, curve = _restore(parameters, optimiser, folder)
     team.wait()
+    if not team.leads:
+        say(f"  process {team.rank} of {team.size} trains with it")
     if start == 0:
         _measure(0, curve, validate, parameters, folder if team.leads else None)
     steps = progress(range(start, schedule.steps))
@@ -214,6 +217,19 @@ def _write(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | No
     partial.replace(path)
 
 
+def finished(folder: Path, schedule: Schedule) -> bool:
+    """Whether the state in a folder is that of the last step."""
+    path = folder / "state.safetensors"
+    return path.is_file() and _seen(path)["step"] == schedule.steps
+
+
+def _seen(path: Path) -> dict[str, Any]:
+    """Step and curve of a saved state."""
+    with safe_open(path, framework="pt") as file:
+        raw: dict[str, Any] = json.loads(file.metadata()["curve"])
+    return raw
+
+
 def _restore(
     parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer, folder: Path
 ) -> tuple[int, Curve]:
@@ -221,9 +237,7 @@ def _restore(
     path = folder / "state.safetensors"
     if not path.is_file():
         return 0, Curve()
-    with safe_open(path, framework="pt") as file:
-        raw = json.loads(file.metadata()["curve"])
-    state = load_file(path)
+    raw, state = _seen(path), load_file(path)
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(state[f"{name}|weight"])

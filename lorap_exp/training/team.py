@@ -1,28 +1,35 @@
-"""Several processes that train together: `accelerate launch --num_processes N -m lorap_exp ...`.
+"""Several processes that train together: `accelerate launch --multi_gpu -m lorap_exp ...`.
 
 Process 0 runs the whole job; the others wait until it trains, take their part of every batch, and
 go back to waiting. Gradients are summed over the processes, so N of them take the steps that one
-process takes. Alone, nothing happens here.
+process takes. On CPUs `torchrun --nproc_per_node N -m lorap_exp ...` does the same. Alone, nothing
+happens here.
 """
 
 import os
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, reduce
+from accelerate.utils import reduce
 from torch import Tensor
+from torch.distributed.distributed_c10d import _get_default_store
 
 T = TypeVar("T")
+PATIENCE = timedelta(hours=2)
+"""How long a process waits for the others to load the model and meet in a training step."""
 
 
 class Team:
     """The processes of one launch."""
 
     def __init__(self) -> None:
-        self.size = int(os.environ.get("WORLD_SIZE", "1"))
-        self._state = PartialState() if self.size > 1 else None
+        launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        on_cpu = not torch.cuda.is_available()
+        self._state = PartialState(cpu=on_cpu, timeout=PATIENCE) if launched else None
+        self.size = self._state.num_processes if self._state else 1
         self.rank = self._state.process_index if self._state else 0
 
     @property
@@ -52,12 +59,18 @@ class Team:
             self._state.wait_for_everyone()
 
     def tell(self, word: str) -> None:
-        """Process 0 says what the others do next."""
-        if self._state is not None:
-            broadcast_object_list([word])
+        """Process 0 says what the others do next.
+
+        Words go through the key-value store of the group, not through a collective: compressing
+        and scoring take longer than a collective may wait.
+        """
+        if self.size > 1:
+            store = _get_default_store()
+            store.set(f"word/{store.add('told', 1)}", word)
 
     def hear(self) -> str:
         """What process 0 says next."""
-        words = [""]
-        broadcast_object_list(words)
-        return words[0]
+        store = _get_default_store()
+        key = f"word/{store.add(f'heard/{self.rank}', 1)}"
+        store.wait([key], timedelta(days=30))
+        return str(store.get(key).decode())

@@ -140,3 +140,75 @@ def test_orders_that_cannot_work_are_refused(config: Make) -> None:
     twice = method.model_copy(update={"stages": {"layers": layers, "more": layers}})
     with pytest.raises(LorapError, match="more follows another removal"):
         build_stack(twice)
+
+
+def test_a_cut_job_is_not_gone_on_with_under_another_criterion(
+    tmp_path: Path, config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fixed = ["method.stages.layers.criterion=fixed", "method.stages.layers.start=1"]
+    monkeypatch.setattr(replacement_training.Trainer, "match", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run(config(*FAST, *fixed), tmp_path)
+    monkeypatch.undo()
+    with pytest.raises(LorapError, match="holds another configuration's run"):
+        pipeline.run(config(*FAST, "method.stages.layers.criterion=deepest"), tmp_path)
+
+
+def test_a_shared_selection_respects_what_the_replacement_protects(
+    tmp_path: Path, config: Make
+) -> None:
+    """linear_merged needs a layer before the span; the store may hold a choice that begins at 0."""
+    few = ["model.random.blocks=4", "seed=11", "method.stages.layers.num_layers=2"]
+    for kind in ("none", "linear_merged"):
+        cfg = config(*FAST, *few, f"method.stages.layers.replacement={kind}")
+        result = pipeline.run(cfg, tmp_path / kind)
+        assert len(result.plan.removal.layers) == 2
+    assert result.plan.removal.layers[0] > 0
+
+
+def test_a_shortened_model_can_be_shortened_again(tmp_path: Path, config: Make) -> None:
+    none = ["method.stages.layers.replacement=none", "method.stages.layers.criterion=fixed"]
+    once = pipeline.run(config(*FAST, *none, "method.stages.layers.start=1"), tmp_path / "once")
+    path = ["model=custom", f"model.path={tmp_path}/once/model", "ratio=0.3"]
+    rest = [setting for setting in FAST if not setting.startswith(("model.", "ratio="))]
+    twice = config(*rest, *none, *path, "method.stages.layers.start=0")
+    result = pipeline.run(twice, tmp_path / "twice")
+    assert len(result.plan.blocks) < len(once.plan.blocks)
+
+
+@pytest.mark.parametrize("start", [0, 1, 5])
+def test_gemma_with_one_kind_of_layer_left(tmp_path: Path, config: Make, start: int) -> None:
+    cfg = config(
+        *FAST,
+        "model.random.family=gemma3_text",
+        "model.random.blocks=2" if start < 2 else "model.random.blocks=6",
+        "ratio=0.5" if start < 2 else "ratio=0.17",
+        "method.stages.layers.replacement=none",
+        "method.stages.layers.criterion=fixed",
+        f"method.stages.layers.start={start}",
+    )
+    assert len(pipeline.run(cfg, tmp_path).plan.removal.layers) == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.random.blocks=2"], "2 layers are too few for 1 replacements"),
+        (["model.random.blocks=4", "ratio=0.95"], "at most 2 of 4 layers can go"),
+        (["method.protect=[1,1]"], r"method.protect must be \[0, 0\] when layers are only removed"),
+        (
+            ["method.stages.layers.replacement=ffn", "method.stages.layers.initialisation=first"],
+            "initialisation must be random or residual for ffn",
+        ),
+    ],
+)
+def test_what_cannot_be_planned_is_named_before_any_weight(
+    tmp_path: Path,
+    config: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    overrides: list[str],
+    message: str,
+) -> None:
+    monkeypatch.setattr("lorap_exp.compression.load_model", None)
+    with pytest.raises(LorapError, match=message):
+        pipeline.run(config(*FAST, *overrides), tmp_path)

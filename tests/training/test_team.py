@@ -1,6 +1,7 @@
-"""Two processes of `accelerate launch` on the CPU take the steps of one."""
+"""Two processes on the CPU take the steps of one."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -36,17 +37,21 @@ COMMAND = [
 
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes=2"]
-    launch += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     results = []
     for name, prefix in (("one", []), ("two", launch)):
         where = [f"output_root={tmp_path}", f"name={name}"]
         run = subprocess.run(
-            [sys.executable, *prefix, *COMMAND, *where], capture_output=True, text=True, check=False
+            [sys.executable, *prefix, *COMMAND, *where],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
         assert run.returncode == 0, run.stderr
         (path,) = (tmp_path / name).glob("*/result.json")
         results.append(json.loads(path.read_text()))
+    assert run.stderr.count("process 1 of 2 trains with it") == 2  # mse and lm
     one, two = results
     for stage in ("mse", "lm"):
         assert two["curves"][stage]["train"] == pytest.approx(
