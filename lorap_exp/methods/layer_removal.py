@@ -239,11 +239,7 @@ class LayerRemoval:
     ) -> tuple[PreTrainedModel, dict[str, Curve]]:
         dense = take()
         dtype = dense.dtype
-        torch.manual_seed(self.training.seed)
-        blocks, networks = blocks_of(dense), nn.ModuleDict()
-        start_from = self.initialisation or ("first" if self.kind == "transformer" else "random")
-        for part in removal.replacements:
-            networks[str(part.start)] = build_network(blocks[part.start], dense, part, start_from)
+        networks = self._networks(dense, removal)
         trainer = Trainer(
             self.training,
             self.arrangement,
@@ -253,13 +249,23 @@ class LayerRemoval:
             bars=bars,
         )
         curves = {}
-        if "mse" in self.training.stages:
+        for stage in self.training.stages:
+            if stage == "lm":
+                curves[stage] = trainer.predict(dense, removal, networks)
+                continue
             front = front_of(dense, removal)
-            del dense, blocks
-            curves["mse"] = trainer.match(front, networks)
+            del dense  # the layers behind the span go with it
+            curves[stage] = trainer.match(stage, front, networks)
             del front
             dense = take()
-        if "lm" in self.training.stages:
-            curves["lm"] = trainer.predict(dense, removal, networks)
         finished = {int(start): network.to(dtype) for start, network in networks.items()}
         return shorten(dense, removal, finished), curves
+
+    def _networks(self, dense: PreTrainedModel, removal: Removal) -> nn.ModuleDict:
+        """The networks to train, in float32, by the first layer that each stands for."""
+        torch.manual_seed(self.training.seed)
+        blocks, networks = blocks_of(dense), nn.ModuleDict()
+        start_from = self.initialisation or ("first" if self.kind == "transformer" else "random")
+        for part in removal.replacements:
+            networks[str(part.start)] = build_network(blocks[part.start], dense, part, start_from)
+        return networks

@@ -125,15 +125,17 @@ def mapping_loss(
     states: Sequence[Tensor],
     calls: Sequence[Call],
     arrangement: Literal["series", "segments"],
+    error: Callable[[Tensor, Tensor], Tensor] = mse_loss,
 ) -> Tensor:
-    """Mean squared error over all tokens and features, in float32.
+    """The error of what the networks make of the states, (B, T, H) each, in float32.
 
     `series`: the networks one after the other map the first state to the last. `segments`: each
-    maps its own state to the next one, and the errors are averaged.
+    maps its own state to the next one, and the errors are averaged. `error` is the paper's mean
+    over all tokens and features, or `relative_error`.
     """
     if arrangement == "segments":
         losses = [
-            mse_loss(run_layer(network, before, call).float(), after.float())
+            error(run_layer(network, before, call).float(), after.float())
             for network, before, after, call in zip(
                 networks, states, states[1:], calls, strict=False
             )
@@ -142,7 +144,18 @@ def mapping_loss(
     hidden = states[0]
     for network, call in zip(networks, calls, strict=True):
         hidden = run_layer(network, hidden, call)
-    return mse_loss(hidden.float(), states[-1].float())
+    return error(hidden.float(), states[-1].float())
+
+
+def relative_error(found_BTH: Tensor, target_BTH: Tensor) -> Tensor:
+    """Squared error of each token relative to its target's squared norm, mean over tokens.
+
+    Not in the paper. The next layer normalises what it reads, so this is the error that it sees;
+    in the plain mean the first token of a window, whose norm is a hundred times the others',
+    outweighs all of them.
+    """
+    errors = (found_BTH - target_BTH).square().sum(-1)
+    return (errors / target_BTH.square().sum(-1)).mean()
 
 
 @contextmanager

@@ -12,15 +12,23 @@ import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
+from torch.nn.functional import mse_loss
 from transformers import PreTrainedModel
 
-from lorap_exp.methods.replacement import Front, mapping_loss, mean_over, mixed_precision
+from lorap_exp.methods.replacement import (
+    Front,
+    mapping_loss,
+    mean_over,
+    mixed_precision,
+    relative_error,
+)
 from lorap_exp.methods.states import Cache, Progress, States
 from lorap_exp.models.checkpoint import shorten
 from lorap_exp.models.families import blocks_of
 from lorap_exp.planning.plan import Removal
 from lorap_exp.training.loop import Curve, Schedule, finished, train
 
+Stage = Literal["mse", "nmse", "lm"]
 Bars = Callable[[str, str], Progress]
 """(label, unit) -> a progress bar."""
 
@@ -30,8 +38,9 @@ class Training:
     """How a replacement is trained; a step is one optimiser step over `batch_size` windows.
 
     Attributes:
-        stages: mse (towards the hidden states of the original model), lm (next-token loss of the
-            shortened model), one after the other.
+        stages: one after the other: mse (towards the hidden states of the original model), nmse
+            (the same, each token's error relative to its norm; ours), lm (next-token loss of the
+            shortened model).
         text: packed into windows of `length` tokens; `split` of it.
         samples: windows in all; the first `validation_samples` are held out and share no document
             with the rest.
@@ -39,7 +48,7 @@ class Training:
         cache: hidden states computed in each step (none), or kept in ram or on disk.
     """
 
-    stages: Annotated[tuple[Literal["mse", "lm"], ...], Field(min_length=1)]
+    stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
     text: Literal["c4", "wikitext2", "embedded"]
     split: Literal["train", "validation"]
     samples: Annotated[int, Field(ge=2)]
@@ -59,6 +68,8 @@ class Training:
     seed: int
 
     def __post_init__(self) -> None:
+        if len(set(self.stages)) < len(self.stages):
+            raise ValueError(f"stages must name each stage once, got {list(self.stages)}")
         if self.validation_samples >= self.samples:
             raise ValueError(
                 f"validation_samples must be below samples ({self.samples}), "
@@ -110,21 +121,22 @@ class Trainer:
         self._settings, self._arrangement = settings, arrangement
         self._windows, self._dtype, self._folder, self._bars = windows, dtype, folder, bars
 
-    def match(self, front: Front, networks: nn.ModuleDict) -> Curve:
-        """Stage mse: towards the hidden states of the original model at the end of the span."""
+    def match(self, stage: Stage, front: Front, networks: nn.ModuleDict) -> Curve:
+        """Stage mse or nmse: towards the original model's hidden states at the span's end."""
         states = States(front, self._windows)
         shown = self._bars("hidden states", "batch")
-        folder = self._folder / "mse"
+        folder = self._folder / stage
         if not finished(folder, self._settings.schedule(self._dtype)):
             states.keep(self._settings.cache, folder, self._settings.micro_batch, shown)
         modules = list(networks.values())
+        error = relative_error if stage == "nmse" else mse_loss
 
         def loss(numbers: Sequence[int]) -> Tensor:
             inputs, calls = states[numbers]
             with mixed_precision(self._dtype, front.device):
-                return mapping_loss(modules, inputs, calls, self._arrangement)
+                return mapping_loss(modules, inputs, calls, self._arrangement, error)
 
-        return self._fit("mse", networks, loss)
+        return self._fit(stage, networks, loss)
 
     def predict(self, dense: PreTrainedModel, removal: Removal, networks: nn.ModuleDict) -> Curve:
         """Stage lm: next-token loss of the shortened model; only the networks change."""
@@ -141,7 +153,7 @@ class Trainer:
         return self._fit("lm", placed, loss)
 
     def _fit(
-        self, stage: str, networks: nn.ModuleDict, loss: Callable[[Sequence[int]], Tensor]
+        self, stage: Stage, networks: nn.ModuleDict, loss: Callable[[Sequence[int]], Tensor]
     ) -> Curve:
         numbers, held = list(range(len(self._windows))), self._settings.validation_samples
         return train(

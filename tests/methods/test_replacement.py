@@ -14,7 +14,7 @@ import lorap_exp
 from lorap_exp import pipeline
 from lorap_exp.config import Config
 from lorap_exp.errors import LorapError
-from lorap_exp.methods.replacement import build_network, front_of, mapping_loss
+from lorap_exp.methods.replacement import build_network, front_of, mapping_loss, relative_error
 from lorap_exp.methods.selection import bypassed
 from lorap_exp.models.checkpoint import check_reload, count_parameters, export, save, shorten
 from lorap_exp.models.families import blocks_of, shapes_of
@@ -56,6 +56,20 @@ def test_a_copied_layer_in_place_of_one_changes_nothing(tiny: Tiny, family: str)
     assert torch.equal(shorten(model, removal, modules)(IDS).logits, model(IDS).logits)
 
 
+def test_the_relative_error_weighs_tokens_alike() -> None:
+    """Scaling one token and its target changes the plain mean, not the relative error."""
+    found, target = torch.randn(2, 5, 8), torch.randn(2, 5, 8)
+    by_hand = [
+        ((f - t) ** 2).sum() / (t**2).sum()
+        for f, t in zip(found.flatten(0, 1), target.flatten(0, 1), strict=True)
+    ]
+    before = relative_error(found, target)
+    torch.testing.assert_close(before, torch.stack(by_hand).mean())
+    found[0, 0] *= 100
+    target[0, 0] *= 100
+    torch.testing.assert_close(relative_error(found, target), before)
+
+
 def test_the_last_target_is_before_the_final_norm(tiny: Tiny, family: str) -> None:
     """Statement 2."""
     model = tiny(family, blocks=4)
@@ -83,7 +97,7 @@ def test_a_network_is_trained_with_the_causal_mask(tiny: Tiny, family: str, kind
     assert not torch.allclose(before[:, 10], after[:, 10])
 
 
-@pytest.mark.parametrize("stage", ["mse", "lm"])
+@pytest.mark.parametrize("stage", ["mse", "nmse", "lm"])
 def test_only_the_network_changes(
     tmp_path: Path, config: Make, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
