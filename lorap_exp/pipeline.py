@@ -10,18 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from lorap_exp.calibration.sampling import digest
-from lorap_exp.comparison import compare_answers
 from lorap_exp.compression import Compression, analyse, compress_or_reuse, recover_or_reuse
 from lorap_exp.config import Config
 from lorap_exp.device import claim_device
 from lorap_exp.evaluation.scores import Scores
-from lorap_exp.evaluation.suite import evaluate
 from lorap_exp.job import open_job
 from lorap_exp.models.loading import describe_source
 from lorap_exp.preparation import Inputs, prepare
 from lorap_exp.reporting.progress import Meter, say
 from lorap_exp.reporting.result import Result, commit, versions
 from lorap_exp.reporting.tracking import track
+from lorap_exp.scoring import compare_answers, score
 
 
 def run(cfg: Config, folder: Path, wait: bool = False) -> Result:
@@ -41,7 +40,7 @@ def run(cfg: Config, folder: Path, wait: bool = False) -> Result:
                 analyse(cfg, inputs, job, meter)
                 compressed = compress_or_reuse(cfg, inputs, job, meter)
                 model, compression = recover_or_reuse(cfg, inputs, job, meter, compressed)
-                scores = evaluate(inputs.suite, model, inputs.tokenizer, job, meter)
+                scores = score(cfg, inputs, job, meter, model)
                 del model, compressed
                 scores = replace(scores, stability=compare_answers(cfg, inputs, job, meter))
                 result = summarise(cfg, inputs, compression, scores, meter)

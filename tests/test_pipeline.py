@@ -75,6 +75,20 @@ def test_a_finished_job_is_skipped(
     assert json.loads((tmp_path / "status.json").read_text())["state"] == "done"
 
 
+def test_a_dense_model_is_scored_once_for_all_jobs(
+    tmp_path: Path, config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sweep whose axes do not touch the dense model has many dense jobs."""
+    stable = "evaluation.zero_shot.stability=true"
+    dense = [config(stable, "ratio=0", f"method={name}") for name in ("lorap", "svd")]
+    first = pipeline.run(dense[0], tmp_path / "first")
+    other = config(stable, "ratio=0", "evaluation.zero_shot.limit=2")
+    assert pipeline.run(other, tmp_path / "other").scores != first.scores
+    monkeypatch.setattr(suite, "evaluate_task", fail)
+    monkeypatch.setattr(suite, "evaluate_perplexity", fail)
+    assert pipeline.run(dense[1], tmp_path / "second").scores == first.scores
+
+
 def test_the_model_can_be_removed_when_the_job_is_done(tmp_path: Path, config: Make) -> None:
     first = pipeline.run(config("keep_model=false", "evaluation.zero_shot=null"), tmp_path)
     assert not (tmp_path / "model").exists()

@@ -50,8 +50,8 @@ class Suite:
     limit: int | None
     task_batch: int
     stability: bool
-    generation: str | None
-    """Label of the text whose passages are continued."""
+    generation: Text | None
+    """The text whose passages are continued."""
     generation_batch: int
 
     def perplexities(self, model: PreTrainedModel, cache: Cache) -> tuple[Perplexity, ...]:
@@ -103,7 +103,7 @@ class Suite:
         """Next-word accuracy of greedy generation."""
         if self.generation is None:
             return None
-        run = partial(self._continue, model, tokenizer, self.generation)
+        run = partial(self._continue, model, tokenizer, self.generation.label)
         setting = "evaluation.generation.batch_size"
         compute = partial(halving, run, self.generation_batch, setting)
         score = cache.reuse("scores/generation", GenerationScore, compute)
@@ -170,7 +170,7 @@ def prepare_suite(
         limit=zero_shot.limit if zero_shot is not None else None,
         task_batch=zero_shot.batch_size if zero_shot is not None else 1,
         stability=zero_shot is not None and zero_shot.stability,
-        generation=continued.label if continued is not None else None,
+        generation=continued,
         generation_batch=generation.batch_size if generation is not None else 1,
     )
 

@@ -248,7 +248,7 @@ class LayerRemoval:
             folder=folder,
             bars=bars,
         )
-        curves = {}
+        curves: dict[str, Curve] = {}
         for stage in self.training.stages:
             if stage == "lm":
                 curves[stage] = trainer.predict(dense, removal, networks)

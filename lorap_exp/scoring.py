@@ -1,0 +1,73 @@
+"""Scores of a job, and its answers against the original model's.
+
+What the original model scores and answers is kept in the store: the first dense job of a sweep
+leaves both there, or the first compressed job that needs the answers asks for them.
+"""
+
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from lorap_exp.compression import Dense, dense_key
+from lorap_exp.config import Config
+from lorap_exp.evaluation.scores import Scores
+from lorap_exp.evaluation.stability import Choices, Stability, compare
+from lorap_exp.evaluation.suite import evaluate
+from lorap_exp.job import Job
+from lorap_exp.preparation import Inputs
+from lorap_exp.reporting.progress import Meter, say
+
+
+def score(cfg: Config, inputs: Inputs, job: Job, meter: Meter, model: PreTrainedModel) -> Scores:
+    """Everything that the job asks for but stability; a dense model is scored once for all jobs."""
+
+    def scored() -> Scores:
+        return evaluate(inputs.suite, model, inputs.tokenizer, job, meter)
+
+    if not inputs.plan.is_dense:
+        return scored()
+    suite = inputs.suite
+    key = dense_key(cfg, inputs) | {
+        "evaluation": cfg.evaluation.model_dump(mode="json", exclude={"name"}),
+        "texts": [text.sha256 for text, _ in suite.texts],
+        "tasks": [inputs.data.task_digest(task) for task in suite.tasks],
+        "generation": suite.generation.sha256 if suite.generation is not None else None,
+    }
+    raw = inputs.store.json("scores", key, lambda: asdict(scored()))
+    if "perplexity" not in meter.seconds:
+        say("  scored by another job of the same model")
+    return Scores.from_dict(raw)
+
+
+def compare_answers(cfg: Config, inputs: Inputs, job: Job, meter: Meter) -> tuple[Stability, ...]:
+    """Stability on every task; nothing for the dense model itself, or when it is not asked for."""
+    suite = inputs.suite
+    if not suite.stability:
+        return ()
+    dense = Dense(cfg, inputs, meter)
+
+    def ask(task: str) -> dict[str, Any]:
+        say(f"  {task}: asking the dense model")
+        return asdict(suite.answer(dense.look(), inputs.tokenizer, task)[1])
+
+    found = []
+    with meter.stage("stability"):
+        for task in suite.tasks:
+            own: dict[str, Any] | None = job.read(f"choices/{task}.json")
+            key = dense_key(cfg, inputs) | {
+                "task": task,
+                "data": inputs.data.task_digest(task),
+                "limit": suite.limit,
+            }
+            if inputs.plan.is_dense:
+                if own is not None:
+                    inputs.store.json("choices", key, partial(dict, own))
+                continue
+            assert own is not None
+            before = Choices.restore(**inputs.store.json("choices", key, partial(ask, task)))
+            found.append(compare(task, before, Choices.restore(**own)))
+    for one in found:
+        say(f"  {one.task}: stability {one.stability:.3f}, agreement {one.agreement:.3f}")
+    return tuple(found)
