@@ -4,7 +4,9 @@ import difflib
 import hashlib
 import os
 import re
+import shlex
 import sys
+from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import Any
@@ -68,7 +70,7 @@ def job(cfg: DictConfig) -> float | None:
             team.wait()
             return None
         try:
-            result = run(config, folder, wait=searches)
+            result = run(config, folder, searches, command_of(hydra_cfg.overrides.task))
         finally:
             team.tell("end")
         team.wait()
@@ -79,6 +81,11 @@ def job(cfg: DictConfig) -> float | None:
         print(f"{folder}: failed: {error}", file=sys.stderr)
         raise
     return next((score.perplexity for score in result.scores.perplexity), None)
+
+
+def command_of(overrides: Sequence[str]) -> str:
+    """The command that runs this job alone, in the folder that it has in its sweep."""
+    return shlex.join(["python", "-m", "lorap_exp", "hydra.mode=RUN", *overrides])
 
 
 def preview(raw: Any, folder: Path) -> None:

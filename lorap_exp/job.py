@@ -73,8 +73,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextmanager
-def open_job(folder: Path, cfg: Config, wait: bool = False) -> Iterator[Job]:
+def open_job(folder: Path, cfg: Config, wait: bool = False, command: str = "") -> Iterator[Job]:
     """Lock the folder, refuse another configuration, and keep `status.json` true.
+
+    `command`, when there is one, is left in `command.txt`.
 
     Raises:
         Busy: another process works here on the same configuration, and `wait` is false.
@@ -92,6 +94,8 @@ def open_job(folder: Path, cfg: Config, wait: bool = False) -> Iterator[Job]:
         if _started(folder):
             _refuse_other(job, cfg)
         job.write("config.json", cfg.dump())
+        if command:
+            (folder / "command.txt").write_text(command + "\n", encoding="utf-8")
         job.write("status.json", {"state": "running"})
         with record_failure(folder):
             yield job

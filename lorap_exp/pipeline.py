@@ -15,7 +15,8 @@ from lorap_exp.config import Config
 from lorap_exp.device import claim_device
 from lorap_exp.evaluation.scores import Scores
 from lorap_exp.job import open_job
-from lorap_exp.models.loading import describe_source
+from lorap_exp.models.families import shapes_of
+from lorap_exp.models.loading import describe_source, meta_model
 from lorap_exp.preparation import Inputs, prepare
 from lorap_exp.reporting.progress import Meter, say
 from lorap_exp.reporting.result import Result, commit, versions
@@ -23,12 +24,13 @@ from lorap_exp.reporting.tracking import track
 from lorap_exp.scoring import compare_answers, score
 
 
-def run(cfg: Config, folder: Path, wait: bool = False) -> Result:
+def run(cfg: Config, folder: Path, wait: bool = False, command: str = "") -> Result:
     """One experiment: check, plan, calibrate and compress block by block, evaluate, report.
 
-    A folder in which another process works is refused with `Busy`, or waited for.
+    A folder in which another process works is refused with `Busy`, or waited for. `command` is
+    what was typed for it, for the record.
     """
-    with open_job(folder, cfg, wait) as job:
+    with open_job(folder, cfg, wait, command) as job:
         if (finished := job.result()) is not None:
             say(f"{folder}: finished before, skipped")
             return finished
@@ -65,6 +67,7 @@ def summarise(
         source=describe_source(cfg.model),
         comparable=inputs.data.comparable,
         calibration=calibration,
+        shapes=tuple(shapes_of(meta_model(inputs.model_config))),
         plan=compression.plan,
         parameters=compression.parameters,
         curves=compression.curves,

@@ -1,5 +1,6 @@
 """The command line as a user meets it: one sentence, a non-zero exit, no weight read."""
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +63,11 @@ def test_a_bad_job_of_a_sweep_does_not_stop_the_others(tmp_path: Path) -> None:
     assert run.returncode == 1
     sweep = tmp_path / "mixed"
     assert len(list(sweep.glob("*/result.json"))) == 2
+    command = next(sweep.glob("*ratio=0.4*/command.txt")).read_text()
+    alone = subprocess.run(
+        [sys.executable, *shlex.split(command)[1:]], capture_output=True, text=True, check=True
+    )
+    assert "ratio=0.4: finished before, skipped" in alone.stderr
     report = subprocess.run(
         [sys.executable, "-m", "lorap_exp.report", str(sweep)],
         capture_output=True,

@@ -43,6 +43,11 @@ class BlockShape:
     def parameters(self) -> int:
         return sum(matrix.parameters for matrix in self.matrices.values())
 
+    @staticmethod
+    def from_dict(raw: Mapping[str, Any]) -> "BlockShape":
+        matrices = {name: MatrixShape(**matrix) for name, matrix in raw["matrices"].items()}
+        return BlockShape(raw["index"], matrices, raw["groups"])
+
 
 @dataclass(frozen=True)
 class Price:

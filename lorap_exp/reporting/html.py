@@ -52,10 +52,14 @@ def html(page: Page, folders: Sequence[Path], jobs: Sequence[JobRecord]) -> str:
         jobs=jobs,
         commands={str(folder): commands(folder, _inside(folder, jobs)) for folder in folders},
         software=software(jobs),
-        configs={job.name: json.dumps(job.config, indent=1) for job in jobs},
+        configs={job.name: _configuration(job) for job in jobs},
         **_of_table(page),
         **_of_jobs(jobs),
     )
+
+
+def _configuration(job: JobRecord) -> str:
+    return "\n".join(filter(None, [job.command, json.dumps(job.config, indent=1)]))
 
 
 def _of_table(page: Page) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from lorap_exp.reporting.result import Result
 class JobRecord:
     """One job: where it lies, what was asked for, and what came of it.
 
-    `state` is done, failed or missing; `error` and `traceback` say why there is no result.
+    `state` is done, failed or missing; `error` and `traceback` say why there is no result;
+    `command` runs the job alone.
     """
 
     name: str
@@ -26,6 +27,7 @@ class JobRecord:
     result: Result | None = None
     error: str = ""
     traceback: str = ""
+    command: str = ""
 
     def read(self, name: str) -> Any | None:
         """A further JSON file of the job, None where there is none."""
@@ -61,6 +63,8 @@ def sweep_name(folder: Path, folders: Sequence[Path]) -> str:
 
 def _read(folder: Path, name: str, sweep: str) -> JobRecord:
     status = read_status(folder) or {}
+    typed = folder / "command.txt"
+    command = typed.read_text(encoding="utf-8").strip() if typed.is_file() else ""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if (folder / "result.json").is_file():
         raw = json.loads((folder / "result.json").read_text(encoding="utf-8"))
@@ -71,9 +75,10 @@ def _read(folder: Path, name: str, sweep: str) -> JobRecord:
                 f"'{folder / 'result.json'}' must be of this version of lorap_exp, got one of "
                 f"commit {raw.get('commit')}: {missing!r} is missing"
             ) from missing
-        return JobRecord(name, sweep, folder, config, "done", result)
+        return JobRecord(name, sweep, folder, config, "done", result, command=command)
     state = "failed" if status.get("state") in ("failed", "cut") else "missing"
     error = status.get("error") or "not finished"
+    traceback = status.get("traceback", "")
     return JobRecord(
-        name, sweep, folder, config, state, error=error, traceback=status.get("traceback", "")
+        name, sweep, folder, config, state, error=error, traceback=traceback, command=command
     )

@@ -5,10 +5,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from lorap_exp.planning.plan import BlockPlan, BlockShape, MatrixShape, Plan, Removal
+from lorap_exp.planning.plan import BlockPlan, BlockShape, Plan, Removal
 from lorap_exp.reporting.charts import Tile, heat_map
 from lorap_exp.reporting.jobs import JobRecord
-from lorap_exp.reporting.result import Result
 from lorap_exp.reporting.svg import Point, Series, line_chart
 
 ATTENTION = ("q", "k", "v", "o")
@@ -17,29 +16,12 @@ ORDER = (*ATTENTION, "gate", "up", "down", "mlp", "heads")
 
 def size_maps(jobs: Sequence[JobRecord]) -> list[tuple[str, Markup]]:
     """(job, heat map) of every compressed job."""
-    compressed = [(j.name, j.result) for j in jobs if j.result and not j.result.plan.is_dense]
-    dense = dense_shapes(jobs)
-    largest: dict[str, int] = {}
-    for _, result in compressed:
-        for block in result.plan.blocks:
-            for name, size in (*block.ranks.items(), *block.widths.items()):
-                largest[name] = max(size, largest.get(name, 1))
+    results = [(job.name, job.result) for job in jobs if job.result is not None]
     return [
-        (job, _size_map(result.plan, dense.get(_model(result)), largest))
-        for job, result in compressed
+        (name, _size_map(result.plan, result.shapes))
+        for name, result in results
+        if not result.plan.is_dense
     ]
-
-
-def dense_shapes(jobs: Sequence[JobRecord]) -> dict[str, BlockShape]:
-    """A dense block by model, where a job's folder still holds a model of unchanged dimensions."""
-    found: dict[str, BlockShape] = {}
-    for job in jobs:
-        config = job.read("model/config.json")
-        if job.result is None or config is None or _model(job.result) in found:
-            continue
-        if (shape := _shape(config, job.result)) is not None:
-            found[_model(job.result)] = shape
-    return found
 
 
 def selection_charts(selection: dict[str, Any]) -> list[Markup]:
@@ -87,7 +69,7 @@ def _similarity_map(entries: Sequence[Any], removed: Sequence[int]) -> Markup:
     )
 
 
-def _size_map(plan: Plan, dense: BlockShape | None, largest: dict[str, int]) -> Markup:
+def _size_map(plan: Plan, dense: Sequence[BlockShape]) -> Markup:
     modules = {r.start for r in plan.removal.replacements if not r.is_block}
     blocks = {block.index: block for block in plan.blocks if block.index not in modules}
     present = {n for block in blocks.values() for n in (*block.ranks, *block.widths)}
@@ -95,7 +77,7 @@ def _size_map(plan: Plan, dense: BlockShape | None, largest: dict[str, int]) -> 
         present |= set(ATTENTION)
     rows = [name for name in ORDER if name in present]
     tiles = {
-        (name, index): _size_tile(block, name, dense, largest)
+        (name, index): _size_tile(block, name, dense[index])
         for index, block in blocks.items()
         for name in rows
     }
@@ -103,13 +85,12 @@ def _size_map(plan: Plan, dense: BlockShape | None, largest: dict[str, int]) -> 
     if plan.removal.layers:
         rows.insert(0, "layer")
         tiles |= {("layer", index): _layer_tile(plan.removal, index) for index in indices}
-    share = "share of the dense weights kept" if dense else "size against the largest here"
     return heat_map(
         rows,
         range(max(indices) + 1),
         tiles,
         title="",
-        column_name=f"layer of the original model; colour: {share}",
+        column_name="layer of the original model; colour: share of the dense weights kept",
         ends=("0", "1"),
     )
 
@@ -123,17 +104,11 @@ def _layer_tile(removal: Removal, index: int) -> Tile:
     return Tile(0.0 if gone else 1.0, f"layer {index}: {'removed' if gone else 'stays'}")
 
 
-def _size_tile(
-    block: BlockPlan, name: str, dense: BlockShape | None, largest: dict[str, int]
-) -> Tile:
+def _size_tile(block: BlockPlan, name: str, dense: BlockShape) -> Tile:
     place = f"layer {block.index}, {name}: "
     rank, width = block.ranks.get(name), block.widths.get(name)
     if rank is None and width is None:
         return Tile(1.0, place + "dense")
-    size, kind = (rank, "rank") if rank is not None else (width, "width")
-    assert size is not None
-    if dense is None:
-        return Tile(size / largest[name], f"{place}{kind} {size}")
     if width is not None:
         full = dense.groups if name == "heads" else dense.matrices["up"].out_features
         return Tile(width / full, f"{place}width {width} of {full}, {width / full:.1%}")
@@ -141,29 +116,3 @@ def _size_tile(
     share = block.shapes(dense)[name].parameters / whole.parameters
     full = min(whole.out_features, whole.in_features)
     return Tile(share, f"{place}rank {rank} of {full}, {share:.1%} of the dense weights")
-
-
-def _shape(config: dict[str, Any], result: Result) -> BlockShape | None:
-    """A block by the names that transformers' configurations share; None where the counts of the
-    dense model say otherwise. Biases may be counted beside the weights."""
-    hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
-    inner = config.get("intermediate_size") or config.get("ffn_dim")
-    if not hidden or not heads or not inner:
-        return None
-    groups = config.get("num_key_value_heads") or heads
-    size = config.get("head_dim") or hidden // heads
-    sizes = {"q": (heads * size, hidden), "k": (groups * size, hidden)}
-    sizes |= {"v": sizes["k"], "o": (hidden, heads * size)}
-    sizes |= {"gate": (inner, hidden), "up": (inner, hidden), "down": (hidden, inner)}
-    counted = result.parameters["dense"]["decoder"]
-    layers = {*(block.index for block in result.plan.blocks), *result.plan.removal.layers}
-    for without in ((), ("gate",)):
-        matrices = {n: MatrixShape(n, *s) for n, s in sizes.items() if n not in without}
-        shape = BlockShape(0, matrices, groups)
-        if 0 <= counted - shape.parameters * len(layers) <= 0.02 * counted:
-            return shape
-    return None
-
-
-def _model(result: Result) -> str:
-    return str(result.config["model"]["name"])

@@ -11,17 +11,18 @@ from lorap_exp.reporting.jobs import JobRecord
 
 
 def commands(folder: Path, jobs: Sequence[JobRecord]) -> list[str]:
-    """The command of a sweep as Hydra stored it, the last one that wrote here; otherwise the
-    overrides of each job, which its folder is named after."""
+    """The command of a sweep as Hydra stored it, the last one that wrote here; otherwise that of
+    each job."""
     path = folder / "multirun.yaml"
     if not path.is_file():
-        return [f"overrides {job.name.replace(',', ' ')}" for job in jobs]
+        return [job.command for job in jobs if job.command]
     stored: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")).get("hydra") or {}
     overrides = stored.get("overrides") or {}
     words = [*(overrides.get("hydra") or []), *(overrides.get("task") or [])]
     words = [word for word in words if not word.startswith("hydra.mode=")]
     params = (stored.get("sweeper") or {}).get("params") or {}
-    swept = [f"swept {key}={value}" for key, value in params.items()]
+    typed = {word.split("=", 1)[0].lstrip("+") for word in words}
+    swept = [f"swept {key}={value}" for key, value in params.items() if key not in typed]
     return [shlex.join(["python", "-m", "lorap_exp", "-m", *words]), *swept]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lorap_exp.evaluation.scores import Scores
-from lorap_exp.planning.plan import Plan
+from lorap_exp.planning.plan import BlockShape, Plan
 
 PACKAGES = ("lorap-exp", "torch", "transformers", "lm-eval", "datasets", "hydra-core", "wandb")
 
@@ -17,8 +17,8 @@ PACKAGES = ("lorap-exp", "torch", "transformers", "lm-eval", "datasets", "hydra-
 class Result:
     """One finished job. Counts are parameters, times seconds, memory bytes.
 
-    `parameters` holds the dense and the compressed counts by part, both counted from the model;
-    `curves` the losses of each training, by its name.
+    `shapes` are those of the dense blocks; `parameters` holds the dense and the compressed counts
+    by part, both counted from the model; `curves` the losses of each training.
     """
 
     config: dict[str, Any]
@@ -28,6 +28,7 @@ class Result:
     source: str
     comparable: bool
     calibration: dict[str, Any]
+    shapes: tuple[BlockShape, ...]
     plan: Plan
     parameters: dict[str, dict[str, int]]
     curves: dict[str, Any]
@@ -49,6 +50,7 @@ class Result:
     @staticmethod
     def from_dict(raw: dict[str, Any]) -> "Result":
         fields = {key: value for key, value in raw.items() if key not in ("kept", "means")}
+        fields["shapes"] = tuple(BlockShape.from_dict(shape) for shape in raw["shapes"])
         fields["plan"] = Plan.from_dict(raw["plan"])
         fields["scores"] = Scores.from_dict(raw["scores"])
         return Result(**fields)

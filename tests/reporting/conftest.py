@@ -11,17 +11,22 @@ import pytest
 from lorap_exp.evaluation.perplexity import Perplexity
 from lorap_exp.evaluation.scores import Scores
 from lorap_exp.evaluation.zero_shot import TaskScore
-from lorap_exp.planning.plan import BlockPlan, Plan, Removal, Replacement
+from lorap_exp.planning.plan import (
+    BlockPlan,
+    BlockShape,
+    MatrixShape,
+    Plan,
+    Removal,
+    Replacement,
+)
 from lorap_exp.reporting.result import Result
 
-MODEL = {
-    "hidden_size": 64,
-    "intermediate_size": 176,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
+SIZES = {"q": (64, 64), "k": (32, 64), "v": (32, 64), "o": (64, 64)}
+SIZES |= {"gate": (176, 64), "up": (176, 64), "down": (64, 176)}
+MATRICES = {name: MatrixShape(name, *size) for name, size in SIZES.items()}
 LAYERS = 4
-DENSE = LAYERS * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 64 * 176)
+SHAPES = tuple(BlockShape(index, MATRICES, 2) for index in range(LAYERS))
+DENSE = sum(shape.parameters for shape in SHAPES)
 SCORED: dict[str, Any] = {
     "length": 128,
     "split": "test",
@@ -66,6 +71,7 @@ def make_result(
         source="random",
         comparable=True,
         calibration={},
+        shapes=SHAPES,
         plan=plan(ratio),
         parameters={
             "dense": {"decoder": DENSE, "total": DENSE},
@@ -107,8 +113,6 @@ def sweep(tmp_path: Path) -> Path:
             result = make_result(method, ratio, 20 * better / ratio, 0.6 / better)
             write_job(folder / f"method={method},ratio={ratio}", result)
     job = folder / "method=lorap,ratio=0.2"
-    (job / "model").mkdir()
-    (job / "model" / "config.json").write_text(json.dumps(MODEL))
     spectrum = {"metric": "svd", "matrix": "q", "block": 0, "cumulative": [0, 0.8, 1]}
     (job / "spectra.json").write_text(json.dumps([spectrum]))
     entries = [(start, length, 1 - 0.1 * length) for length in (1, 2) for start in range(3)]
@@ -122,7 +126,8 @@ def sweep(tmp_path: Path) -> Path:
     write_job(folder / "method=lorap_lora,ratio=0.2", trained)
     reason = "OutOfMemoryError: <script>alert(1)</script>"
     trace = '  File "walk.py", line 3, in walk\n    raise OutOfMemoryError("<b>")\n'
-    write_job(folder / "ratio=0.7", None, state="failed", error=reason, traceback=trace)
+    failed = write_job(folder / "ratio=0.7", None, state="failed", error=reason, traceback=trace)
+    (failed / "command.txt").write_text("python -m lorap_exp 'ratio=<0.7>'\n")
     return folder
 
 

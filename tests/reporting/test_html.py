@@ -112,7 +112,9 @@ def test_twelve_jobs_of_a_large_model_stay_below_three_megabytes(
         block = result.plan.blocks[0]
         names = dict.fromkeys(("q", "k", "v", "o", "gate", "up", "down"), 1234)
         blocks = tuple(replace(block, index=i, ranks=names) for i in range(80))
-        write_job(tmp_path / str(number), replace(result, plan=replace(result.plan, blocks=blocks)))
+        shapes = tuple(replace(result.shapes[0], index=i) for i in range(80))
+        large = replace(result, plan=replace(result.plan, blocks=blocks), shapes=shapes)
+        write_job(tmp_path / str(number), large)
     text, _ = page(tmp_path)
     assert len(text.encode()) < 3_000_000
 
@@ -120,11 +122,13 @@ def test_twelve_jobs_of_a_large_model_stay_below_three_megabytes(
 def test_the_command_of_the_sweep(sweep: Path) -> None:
     overrides = "{hydra: [hydra.mode=MULTIRUN], task: [experiment=quickstart, 'a.b=[1, 2]']}"
     (sweep / "multirun.yaml").write_text(
-        f"hydra: {{overrides: {overrides}, sweeper: {{params: {{ratio: '0.2,0.5'}}}}}}"
+        f"hydra: {{overrides: {overrides}, sweeper: {{params: {{ratio: '0.2,0.5', a.b: x}}}}}}"
     )
     _, reader = page(sweep)
     shown = "".join(reader.text)
     assert "python -m lorap_exp -m experiment=quickstart 'a.b=[1, 2]'\nswept ratio=0.2,0.5" in shown
+    assert "swept a.b" not in shown, "the command line has the last word"
+    assert "python -m lorap_exp 'ratio=<0.7>'" in shown, "of the failed job"
 
 
 def test_a_selection_with_missing_keys_is_no_obstacle(sweep: Path) -> None:
