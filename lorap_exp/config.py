@@ -19,6 +19,9 @@ TaskName = Literal[
 ProfileName = Literal["lorap", "sparsegpt", "svd_llm", "asvd"]
 
 
+Scalar = str | int | float | None
+
+
 def _ratio(value: float) -> float:
     if not (math.isfinite(value) and 0 <= value < 1):
         raise ValueError("must lie in [0, 1)")
@@ -227,6 +230,9 @@ def explain(error: ValidationError, prefix: str = "") -> str:
     for problem in error.errors():
         parts = [prefix, *(str(p) for p in problem["loc"] if p not in ("str", "int", "float"))]
         key = ".".join(part for part in parts if part)
+        if problem["type"] == "value_error" and not isinstance(problem["input"], Scalar):
+            sentences.append(".".join(filter(None, (key, str(problem["ctx"]["error"])))))
+            continue
         missing = problem["type"] in ("missing", "missing_argument")
         given = "" if missing else f", got {problem['input']!r}"
         sentences.append(f"{key} {_rule(problem)}{given}")

@@ -54,6 +54,8 @@ def prepare(cfg: Config, job: Job, device: torch.device) -> Inputs:
     stack = build_stack(cfg.method)
     data = open_source(cfg.data)
     model_config = load_config(cfg.model)
+    if stack.removal is not None:
+        stack.removal.check(model_config)
     plan = plan_job(cfg, stack, model_config)
     tokenizer = load_tokenizer(cfg.model)
     bos = tokenizer.bos_token_id if family_of(model_config.model_type).bos_every_chunk else None

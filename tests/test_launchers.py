@@ -24,7 +24,7 @@ SMALL = [
     "calibration.length=32",
     "evaluation.perplexity.max_tokens=512",
 ]
-SWEEP = ["-m", *SMALL, "method=lorap,svd", "ratio=0.2,0.4,0.6"]
+SWEEP = ["-m", "name=sweep", "method=lorap,svd", "ratio=0.2,0.4,0.6"]
 PLUGINS = {
     "processes": "hydra_joblib_launcher",
     "slurm_local": "hydra_submitit_launcher",
@@ -69,20 +69,20 @@ def read(sweep: Path, name: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def serial(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def serial(tmp_path_factory: pytest.TempPathFactory, workload: list[str]) -> Path:
     """The sweep of six jobs, one after the other."""
     folder = tmp_path_factory.mktemp("serial")
-    code, said = lorap(folder, *SWEEP, "name=sweep")
+    code, said = lorap(folder, *SWEEP, *workload)
     assert code == 0, said
     return folder / "sweep"
 
 
 @pytest.mark.parametrize("launcher", PARALLEL)
 def test_launchers_give_the_numbers_of_the_serial_one(
-    tmp_path: Path, launcher: str, serial: Path
+    tmp_path: Path, launcher: str, serial: Path, workload: list[str]
 ) -> None:
     need(PLUGINS[launcher])
-    code, said = lorap(tmp_path, *SWEEP, "name=sweep", f"hydra/launcher={launcher}")
+    code, said = lorap(tmp_path, *SWEEP, *workload, f"hydra/launcher={launcher}")
     assert code == 0, said
     table = report(tmp_path / "sweep")
     assert len(table.splitlines()) == 7
@@ -121,9 +121,9 @@ def test_workers_of_processes_divide_the_threads() -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_share_a_sweep(tmp_path: Path, serial: Path) -> None:
+def test_two_processes_share_a_sweep(tmp_path: Path, serial: Path, workload: list[str]) -> None:
     """Started at once: each job is computed once, by either, and both end well."""
-    processes = [start(tmp_path, *SWEEP, "name=sweep") for _ in range(2)]
+    processes = [start(tmp_path, *SWEEP, *workload) for _ in range(2)]
     said = [process.communicate()[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
     lines = [line for text in said for line in text.splitlines() if "/sweep/" in line]

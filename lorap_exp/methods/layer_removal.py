@@ -13,10 +13,11 @@ import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lorap_exp.calibration.sampling import packed_windows, read_text
 from lorap_exp.data.source import DataSource
+from lorap_exp.errors import LorapError
 from lorap_exp.methods.linear_map import linear_replacement, merge_linear_map
 from lorap_exp.methods.replacement import Initialisation, build_network, front_of
 from lorap_exp.methods.replacement_training import Bars, Trainer, Training
@@ -29,7 +30,7 @@ from lorap_exp.methods.selection import (
     select,
 )
 from lorap_exp.models.checkpoint import shorten
-from lorap_exp.models.families import blocks_of
+from lorap_exp.models.families import blocks_of, family_of
 from lorap_exp.planning.plan import BlockShape, Removal
 from lorap_exp.planning.spans import divide, net_layers, span_length
 from lorap_exp.training.loop import Curve
@@ -92,6 +93,16 @@ class LayerRemoval:
     def trains(self) -> bool:
         return self.replacement in TRAINED
 
+    def check(self, config: PreTrainedConfig) -> None:
+        """Raise unless the replacement fits the architecture."""
+        normed_first = getattr(config, "do_layer_norm_before", True)  # not in OPT-350m
+        plain = family_of(config.model_type).plain_residual and normed_first
+        if self.replacement == "linear_merged" and not plain:
+            raise LorapError(
+                f"method.stages.layers.replacement must not be linear_merged for "
+                f"'{config.model_type}' models that normalise the output of their MLP"
+            )
+
     def plan(self, shapes: Sequence[BlockShape], budget: float, *, alone: bool) -> Removal:
         """The removal at its size, placed as deep as it may be until the layers are chosen.
 
@@ -112,14 +123,14 @@ class LayerRemoval:
         room = len(shapes) - first - last
         if not 0 < length <= room or length == len(shapes):
             raise ValueError(
-                f"the {length} layers to remove must fit into the {room} layers that are not "
-                f"protected, and leave one"
+                f"the {length} layers to remove must fit into the {max(room, 0)} layers that are "
+                f"not protected, and leave one"
             )
         start = len(shapes) - last - length if self.start is None else self.start
         if start < first or start + length > len(shapes) - last:
             raise ValueError(
-                f"start must leave {length} layers up to layer {len(shapes) - last - 1}, "
-                f"got {self.start}"
+                f"start must lie between {first} and {len(shapes) - last - length} for {length} "
+                f"layers, got {self.start}"
             )
         if self.replacement == "linear_merged" and start == 0:
             raise ValueError("start must be at least 1 for replacement linear_merged, got 0")

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lorap_exp.errors import LorapError
 from lorap_exp.methods.replacement import front_of
 from lorap_exp.models.families import blocks_of
 from lorap_exp.models.modeling_compressed import ReplacedLayer
@@ -42,16 +41,8 @@ def merge_linear_map(
     """Fit T so that what the MLP before the span adds, times T, makes up for it; merge T in place.
 
     With h[start] = a + z, z the output of `down`, T minimises |z T - (h[stop] - a)|.
-
-    Raises:
-        LorapError: the family does not add the output of `down` as it is.
     """
     block = blocks_of(dense)[removal.layers[0] - 1]
-    if not block.family.plain_residual:
-        raise LorapError(
-            f"method.stages.layers.replacement must not be linear_merged for "
-            f"'{block.family.model_type}', which normalises the output of its MLP"
-        )
     front = front_of(dense, removal)
     outputs: list[Tensor] = []
     watched = front.blocks[block.index].linear("down")

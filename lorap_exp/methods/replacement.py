@@ -20,7 +20,7 @@ from lorap_exp.calibration.walk import Call, run_layer
 from lorap_exp.errors import LorapError
 from lorap_exp.models.checkpoint import shorten
 from lorap_exp.models.families import Block, blocks_of
-from lorap_exp.models.modeling_compressed import ReplacedLayer
+from lorap_exp.models.modeling_compressed import FeedForward, ReplacedLayer
 from lorap_exp.planning.plan import Removal, Replacement
 
 Initialisation = Literal["first", "random", "residual"]
@@ -64,15 +64,23 @@ def silence(block: Block) -> None:
 
 
 def inherit(network: nn.Module, block: Block) -> None:
-    """Copy the MLP of a layer into a network of the same shape."""
-    for name in (name for name, _ in network.named_children()):
-        own: Any = network.get_submodule(name)
+    """Copy the MLP of a layer into a network that computes the same."""
+    own_activation = getattr(block.module, "activation_fn", None)  # of OPT
+    if isinstance(network, FeedForward) and not isinstance(own_activation, nn.ReLU):
+        raise LorapError(
+            f"method.stages.layers.initialisation must be random or residual: an ffn has relu, "
+            f"the MLP of '{block.family.model_type}' here has not, got first"
+        )
+    for name, own in network.named_children():
+        if not isinstance(own, nn.Linear):
+            continue
         source = block.linear(name) if name in block.family.matrices else None
-        if source is None or source.weight.shape != own.weight.shape:
+        fits = source is not None and source.weight.shape == own.weight.shape
+        if source is None or not fits or (source.bias is not None and own.bias is None):
+            form = f"{tuple(own.weight.shape)} {'with' if own.bias is not None else 'without'} bias"
             raise LorapError(
                 f"method.stages.layers.initialisation must be random or residual: the MLP of "
-                f"'{block.family.model_type}' has no {name} of the shape "
-                f"{tuple(own.weight.shape)}, got first"
+                f"'{block.family.model_type}' has no {name} of the form {form}, got first"
             )
         own.weight.data.copy_(source.weight)
         if own.bias is not None:
@@ -137,7 +145,7 @@ def mapping_loss(
         losses = [
             error(run_layer(network, before, call).float(), after.float())
             for network, before, after, call in zip(
-                networks, states, states[1:], calls, strict=False
+                networks, states[:-1], states[1:], calls, strict=True
             )
         ]
         return torch.stack(losses).mean()

@@ -84,7 +84,7 @@ class Training:
             learning_rate=self.learning_rate,
             final_rate=self.final_rate,
             decay="cosine",
-            warmup_steps=round(self.warmup * steps),
+            warmup_steps=min(round(self.warmup * steps), steps - 1),
             steps=steps,
             batch_size=self.batch_size,
             micro_batch=self.micro_batch,
@@ -125,9 +125,8 @@ class Trainer:
         """Stage mse or nmse: towards the original model's hidden states at the span's end."""
         states = States(front, self._windows)
         shown = self._bars("hidden states", "batch")
-        folder = self._folder / stage
-        if not finished(folder, self._settings.schedule(self._dtype)):
-            states.keep(self._settings.cache, folder, self._settings.micro_batch, shown)
+        if not finished(self._folder / stage, self._settings.schedule(self._dtype)):
+            states.keep(self._settings.cache, self._folder, self._settings.micro_batch, shown)
         modules = list(networks.values())
         error = relative_error if stage == "nmse" else mse_loss
 

@@ -5,6 +5,7 @@ before the final norm. Sources: LLM-Streamline (arXiv 2403.19135, section 3.1), 
 (2403.03853), UIDL (2403.17887), Shortened LLaMA (2402.02834), SLEB (2402.09025).
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lorap_exp.errors import LorapError
 from lorap_exp.evaluation.perplexity import mean_nll
 from lorap_exp.models.families import Block, blocks_of
 from lorap_exp.ops.similarity import angular_distance, cosines, unit_rows
@@ -38,7 +40,8 @@ class Selection:
     """The layers to remove and why.
 
     Attributes:
-        scores: (start of the span, or layer) and its score; lower goes first, but for `cosine`.
+        scores: (start of the span, or layer) and its score: a mean cosine for cosine, deepest and
+            fixed, an angle, an influence, Taylor+, or mean nats per token (perplexity, sleb).
         map: (start, length, mean cosine of h[start] and h[start + length]).
     """
 
@@ -189,6 +192,7 @@ def select(
             scores = {i: importance[i] for i in layers}
         case "sleb":
             scores = greedy(model, ids, batch_size, layers, length)
+    check_finite(criterion, scores)
     if criterion in CONTIGUOUS:
         removed = tuple(range(first, first + length))
     elif criterion == "sleb":
@@ -197,6 +201,17 @@ def select(
         removed = tuple(sorted(sorted(scores, key=lambda i: scores[i])[:length]))
     table = tuple((i, j - i, value) for (i, j), value in sorted(similar.cosine.items()))
     return Selection(criterion, removed, tuple(sorted(scores.items())), table)
+
+
+def check_finite(criterion: str, scores: Mapping[int, float]) -> None:
+    """Raise unless every score can be compared."""
+    wrong = [layer for layer, score in scores.items() if not math.isfinite(score)]
+    if wrong:
+        raise LorapError(
+            f"method.stages.layers.criterion: the {criterion} scores of layers "
+            f"{', '.join(map(str, wrong))} are not finite; dtype must have the range that the "
+            f"model needs (bfloat16, float32)"
+        )
 
 
 def greedy(

@@ -162,6 +162,11 @@ def plan_method(
     Raises:
         LorapError: a ratio or a number of layers that cannot be had.
     """
+    if stack.removal is not None and ratio == 0 and stack.removal.num_layers is not None:
+        raise LorapError(
+            f"ratio must be above 0 when method.stages.layers.num_layers is set, got 0 and "
+            f"{stack.removal.num_layers}"
+        )
     if stack.removal is None or ratio == 0:
         return plan_stack(stack.stages, shapes, ratio, protect=protect, whole=whole)
     if chosen is None:
@@ -240,7 +245,8 @@ def plan_stack(
             f"got {ratio} of {counted}"
         )
     sizes: list[tuple[Price, int | None]] = []
-    for stage in stages:
+    nothing_left = gone > 0 and effective * targeted(open_) < 1
+    for stage in () if nothing_left else stages:
         try:
             prices = [price for shape in open_ for price in stage.prices(shape)]
             allocated = stage.rule.allocate(prices, effective)

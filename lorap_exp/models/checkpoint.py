@@ -39,6 +39,8 @@ from lorap_exp.models.modeling_compressed import (
 from lorap_exp.planning.plan import BlockPlan, Plan, Removal
 
 DECODER = ("attention", "mlp", "replacement")
+PER_LAYER = ("layer_types",)
+"""Lists of stock configurations with one entry for each layer."""
 """The parts whose parameters a ratio counts."""
 
 
@@ -105,15 +107,14 @@ def planned_config(dense: PreTrainedConfig, plan: Plan) -> PreTrainedConfig:
 
 
 def _layer_settings(dense: PreTrainedConfig, plan: Plan) -> dict[str, Any]:
-    """What removing layers changes in a configuration: their number, and every list with one
-    entry for each layer."""
+    """What removing layers changes in a configuration: their number, and lists by layer."""
     if not plan.removal.layers:
         return {}
     numbers = [block.index for block in plan.blocks]
     lists = {
         name: [value[number] for number in numbers]
         for name, value in _settings(dense).items()
-        if isinstance(value, list) and len(value) == dense.num_hidden_layers
+        if name in PER_LAYER and value is not None
     }
     replaced = plan.removal.by_start
     modules = {

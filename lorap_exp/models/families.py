@@ -135,12 +135,15 @@ def decoder_family(model: PreTrainedModel) -> Family:
 
 
 def blocks_of(model: PreTrainedModel) -> list[Block]:
-    """The blocks of a dense or a shortened model, in order, under their original numbers."""
+    """The blocks in order; those of a shortened model, while it is being compressed, under their
+    original numbers."""
     family = decoder_family(model)
     layers = list(model.get_submodule(family.layers).children())
     groups = getattr(model.config, "num_key_value_heads", None) or model.config.num_attention_heads
     groups = groups if family.heads_from_shapes else 0
-    numbers = getattr(model.config, "original_layers", None) or range(len(layers))
+    numbers: Sequence[int] = range(len(layers))
+    if model.config.model_type.startswith("compressed_"):
+        numbers = model.config.original_layers or numbers
     bare = replace(family, matrices={})
     return [
         Block(number, layer, bare if isinstance(layer, ReplacedLayer) else family, groups)

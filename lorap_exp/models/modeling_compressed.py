@@ -15,7 +15,6 @@ bool}. `config.original_layers` lists the number that each layer had in the orig
 
 import torch
 from torch import nn
-from torch.nn.functional import silu
 from transformers import (
     Gemma3ForCausalLM,
     Gemma3TextConfig,
@@ -32,6 +31,7 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+from transformers.activations import ACT2FN
 
 
 class LowRankLinear(nn.Module):
@@ -127,18 +127,26 @@ class FeedForward(nn.Module):
 
 
 class GatedFeedForward(nn.Module):
-    """W_down (silu(W_gate x) * (W_up x)) at the intermediate size of the model, without biases."""
+    """W_down (act(W_gate x) * (W_up x)) at the model's intermediate size, without biases.
+
+    The activation is the model's own (silu for most); OPT, whose MLP has no gate, gets silu.
+    """
 
     def __init__(self, config):
         super().__init__()
         hidden = config.hidden_size
-        inner = config.ffn_dim if isinstance(config, OPTConfig) else config.intermediate_size
+        if isinstance(config, OPTConfig):
+            inner, activation = config.ffn_dim, "silu"
+        else:
+            inner = config.intermediate_size
+            activation = getattr(config, "hidden_activation", None) or config.hidden_act
+        self.activation = ACT2FN[activation]
         self.gate = nn.Linear(hidden, inner, bias=False)
         self.up = nn.Linear(hidden, inner, bias=False)
         self.down = nn.Linear(inner, hidden, bias=False)
 
     def forward(self, x):
-        return self.down(silu(self.gate(x)) * self.up(x))
+        return self.down(self.activation(self.gate(x)) * self.up(x))
 
 
 class LinearMap(nn.Module):
@@ -156,7 +164,10 @@ REPLACEMENTS = {"ffn": FeedForward, "swiglu": GatedFeedForward, "linear": Linear
 
 
 class ReplacedLayer(nn.Module):
-    """Stands in the list of decoder layers and maps hidden states only."""
+    """Stands in the list of decoder layers and maps hidden states only.
+
+    It is not among the layers whose outputs `output_hidden_states=True` collects.
+    """
 
     def __init__(self, config, kind, residual, layer_idx):
         super().__init__()

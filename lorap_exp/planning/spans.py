@@ -63,7 +63,7 @@ def net_layers(
     if exceed:
         best = min(range(limit), key=lambda net: (abs(removed[net] - budget), -net))
     else:
-        best = max((net for net in range(limit) if removed[net] <= budget), default=0)
+        best = max((net for net in range(limit) if removed[net] < budget + 1), default=0)
     if best == 0:
         raise ValueError(
             f"at least one of {len(shapes)} layers must go, but {budget:.0f} parameters of "

@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import PreTrainedModel
 
 from lorap_exp import pipeline
 from lorap_exp.config import Config
 from lorap_exp.errors import LorapError
-from lorap_exp.methods import replacement, replacement_training
+from lorap_exp.methods import replacement_training
 from lorap_exp.methods.stage import build_stack, plan_method
 from lorap_exp.models.families import shapes_of
+from lorap_exp.training import loop
 from tests.methods.streamline import FAST, T
 
 Make = Callable[..., Config]
@@ -47,23 +49,21 @@ def test_cut_in_the_middle_of_training(
 ) -> None:
     overrides = [*FAST, f"{T}.stages=[mse,lm]"]
     unbroken = pipeline.run(config(*overrides), tmp_path / "unbroken")
-    for stage, steps in (("mse", 3), ("lm", 3)):
-        real, left = replacement.mapping_loss, [2 * steps + 2 * 2]
+    for stage, steps in (("mse", 3), ("lm", 5)):
+        real, left = loop._accumulate, [steps]
 
-        def cut(*arguments: Any, real: Any = real, left: Any = left) -> Any:
+        def cut(*arguments: Any, real: Any = real, left: Any = left, **named: Any) -> Any:
             left[0] -= 1
             if left[0] < 0:
                 raise KeyboardInterrupt
-            return real(*arguments)
+            return real(*arguments, **named)
 
-        if stage == "mse":
-            monkeypatch.setattr("lorap_exp.methods.replacement_training.mapping_loss", cut)
-        else:
-            monkeypatch.setattr(replacement_training.Trainer, "predict", interrupt)
+        monkeypatch.setattr(loop, "_accumulate", cut)
         with pytest.raises(KeyboardInterrupt):
             pipeline.run(config(*overrides), tmp_path / "cut")
         monkeypatch.undo()
-        assert (tmp_path / "cut" / "training" / "mse" / "state.safetensors").is_file()
+        done = loop._seen(tmp_path / "cut" / "training" / stage / "state.safetensors")["step"]
+        assert 0 < done < 5, "in the middle of this stage"
     resumed = pipeline.run(config(*overrides), tmp_path / "cut")
     for stage in ("mse", "lm"):
         assert resumed.curves[stage]["train"] == pytest.approx(
@@ -72,6 +72,14 @@ def test_cut_in_the_middle_of_training(
     assert resumed.scores.perplexity[0].nll == pytest.approx(
         unbroken.scores.perplexity[0].nll, abs=1e-4
     )
+
+
+def test_training_always_ends_at_the_lowest_rate(config: Make) -> None:
+    cfg = config(*FAST, f"{T}.warmup=0.99", f"{T}.final_rate=0.00001")
+    removal = build_stack(cfg.method).removal
+    assert removal is not None
+    schedule = removal.training.schedule(torch.float32)
+    assert schedule.rate(schedule.steps - 1) == pytest.approx(1e-5)
 
 
 def interrupt(*_: Any, **__: Any) -> Any:
@@ -94,6 +102,16 @@ def test_the_stack_meets_the_ratio_exactly(tiny: Tiny, config: Make) -> None:
         assert abs(plan.parameters(shapes) - 0.6 * dense) < step
         assert plan.removal.layers and plan.reshapes
         assert type(plan).from_json(plan.to_json()) == plan
+
+
+def test_nothing_is_factorised_where_the_layers_took_it_all(tiny: Tiny, config: Make) -> None:
+    """k of 32 x 64 would break even at rank 21.3, so a rank of 21 would still be a loss."""
+    shapes = shapes_of(tiny(blocks=12))
+    none = "method.stages.layers.replacement=none"
+    cfg = config("method=streamline_lorap", none, "method.stages.layers.share=1")
+    plan = plan_method(build_stack(cfg.method), shapes, 0.5)
+    assert len(plan.removal.layers) == 6
+    assert not plan.reshapes
 
 
 def test_a_whole_stack_runs(tmp_path: Path, config: Make) -> None:
@@ -120,6 +138,10 @@ def test_a_whole_stack_runs(tmp_path: Path, config: Make) -> None:
         (["training.stages=[lm,lm]"], "stages must name each stage once"),
         (["training.length=9999"], "training.length must be at most 4096"),
         (["training.samples=1000000"], "training.samples x length must be at most"),
+        (
+            ["criterion=sleb", "replacement=linear"],
+            "method.stages.layers.criterion must be one of .* got sleb$",
+        ),
         (["criterion=deepset"], "criterion must be one of"),
     ],
 )
@@ -196,6 +218,14 @@ def test_gemma_with_one_kind_of_layer_left(tmp_path: Path, config: Make, start: 
     [
         (["model.random.blocks=2"], "2 layers are too few for 1 replacements"),
         (["model.random.blocks=4", "ratio=0.95"], "at most 2 of 4 layers can go"),
+        (
+            ["ratio=0", "method.stages.layers.num_layers=2"],
+            "ratio must be above 0 when .*, got 0 and 2",
+        ),
+        (
+            ["model.random.family=gemma3_text", "method.stages.layers.replacement=linear_merged"],
+            "must not be linear_merged for 'gemma3_text'",
+        ),
         (["method.protect=[1,1]"], r"method.protect must be \[0, 0\] when layers are only removed"),
         (
             ["method.stages.layers.replacement=ffn", "method.stages.layers.initialisation=first"],

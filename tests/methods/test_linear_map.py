@@ -7,15 +7,12 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from lorap_exp import pipeline
 from lorap_exp.config import Config
-from lorap_exp.errors import LorapError
 from lorap_exp.methods.layer_removal import LayerRemoval
 from lorap_exp.methods.stage import build_stack
 from lorap_exp.models.families import blocks_of
 from lorap_exp.planning.plan import Removal
 from lorap_exp.planning.spans import divide
-from tests.methods.streamline import FAST
 
 Make = Callable[..., Config]
 Tiny = Callable[..., PreTrainedModel]
@@ -54,11 +51,3 @@ def test_a_linear_map_is_found_where_there_is_one(
     torch.testing.assert_close(short(IDS).logits, expected, atol=1e-3, rtol=1e-3)
     assert not curves
     assert len(blocks_of(short)) == (3 if replacement == "linear_merged" else 4)
-
-
-def test_merging_is_refused_where_the_mlp_is_normalised(tmp_path: Path, config: Make) -> None:
-    cfg = config(
-        *FAST, "model.random.family=gemma3_text", "method.stages.layers.replacement=linear_merged"
-    )
-    with pytest.raises(LorapError, match="must not be linear_merged for 'gemma3_text'"):
-        pipeline.run(cfg, tmp_path)

@@ -257,6 +257,47 @@ def test_residual_is_the_identity_at_the_start(tiny: Tiny, family: str, kind: st
     torch.testing.assert_close(found, states[0], atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma3_text", "qwen3"])
+def test_an_inherited_mlp_computes_what_it_did(tiny: Tiny, name: str) -> None:
+    """Whatever the family's activation is."""
+    model = tiny(name, blocks=3)
+    block = blocks_of(model)[1]
+    network = build_network(block, model, divide(1, 3, "swiglu", 1, False).replacements[0], "first")
+    x = torch.randn(2, 5, 64)
+    torch.testing.assert_close(network(x), block.module.get_submodule("mlp")(x))
+
+
+def test_what_cannot_be_inherited_is_refused(tiny: Tiny) -> None:
+    swiglu, ffn = (divide(1, 3, kind, 1, False).replacements[0] for kind in ("swiglu", "ffn"))
+    llama = tiny(blocks=3)
+    block = blocks_of(llama)[1]
+    linear = block.linear("up")
+    linear.bias = nn.Parameter(torch.ones(linear.out_features))
+    with pytest.raises(LorapError, match="has no up of the form .* without bias, got first"):
+        build_network(block, llama, swiglu, "first")
+    opt = tiny("opt", blocks=3, intermediate_size=256)
+    block = blocks_of(opt)[1]
+    block.module.activation_fn = nn.GELU()
+    with pytest.raises(LorapError, match="an ffn has relu"):
+        build_network(block, opt, ffn, "first")
+
+
+def test_a_reloaded_short_model_counts_from_itself(tiny: Tiny, tmp_path: Path) -> None:
+    """Original numbers stay in its configuration, and layers can be removed once more."""
+    model = tiny(blocks=6)
+    model.config.eos_token_id = [1, 2, 3, 4, 5, 6]
+    first = Removal((1, 2))
+    short = export(shorten(model, first, {}), model.config, planned(model, first), "factored")
+    save(short, byte_tokenizer(), tmp_path / "model")
+    loaded = lorap_exp.load(tmp_path / "model")
+    assert loaded.config.original_layers == [0, 3, 4, 5]
+    assert loaded.config.eos_token_id == [1, 2, 3, 4, 5, 6]
+    assert [block.index for block in blocks_of(loaded)] == [0, 1, 2, 3]
+    with bypassed([blocks_of(loaded)[3]]):
+        expected = loaded(IDS).logits
+    assert torch.equal(shorten(loaded, Removal((3,)), {})(IDS).logits, expected)
+
+
 def test_inheriting_the_mlp(tiny: Tiny) -> None:
     llama = tiny(blocks=3)
     block = blocks_of(llama)[1]

@@ -1,6 +1,7 @@
 """Every criterion finds what it should, on random models."""
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from lorap_exp.config import Config
+from lorap_exp.errors import LorapError
 from lorap_exp.evaluation.perplexity import mean_nll
 from lorap_exp.methods.selection import Selection, select
 from lorap_exp.models.checkpoint import shorten
@@ -38,6 +40,14 @@ def test_layers_that_do_nothing_are_found(
     found = choose(model, criterion, start)
     assert found.removed == expected
     assert len(found.map) == 21
+
+
+def test_scores_that_are_not_finite_choose_nothing(tiny: Tiny) -> None:
+    model = tiny(blocks=4)
+    blocks_of(model)[1].weight("down").fill_(math.inf)
+    for criterion in ("cosine", "angular", "block_influence", "taylor"):
+        with pytest.raises(LorapError, match=f"the {criterion} scores of layers .* not finite"):
+            choose(model, criterion, None)
 
 
 @pytest.mark.parametrize("criterion", ["perplexity", "sleb", "taylor"])
