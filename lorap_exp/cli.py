@@ -6,6 +6,8 @@ import os
 import re
 import shlex
 import sys
+import tempfile
+import traceback
 from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor
 from pathlib import Path
@@ -31,7 +33,9 @@ OmegaConf.register_new_resolver(
     "under", lambda folder, path: str(Path(folder) / str(path)), replace=True
 )
 DRY_RUN = "LORAP_DRY_RUN"
-"""Set in the environment, so that jobs of every launcher see it."""
+"""Set in the environment of this process for `--dry-run`."""
+failed: list[Path] = []
+"""Jobs of this process that ended in an exception."""
 EXTRAS = {"joblib": "joblib", "submitit": "slurm", "ray": "ray", "optuna": "optuna"}
 """The extra that brings each plugin of Hydra."""
 
@@ -51,6 +55,7 @@ OmegaConf.register_new_resolver("slug", slug, replace=True)
 def job(cfg: DictConfig) -> float | None:
     """One job of a run or a sweep; its value for a search is the perplexity of the first text."""
     from lorap_exp.followers import follow
+    from lorap_exp.job import find_twin
     from lorap_exp.pipeline import run
     from lorap_exp.training.team import Team
 
@@ -60,10 +65,16 @@ def job(cfg: DictConfig) -> float | None:
     searches = not hydra_cfg.sweeper._target_.endswith(".BasicSweeper")
     raw: Any = OmegaConf.to_container(cfg, resolve=True)
     if DRY_RUN in os.environ:
-        preview(raw, folder)
+        if searches:
+            sys.exit("error: --dry-run lists the jobs of a sweep; a search chooses them as it goes")
+        root = Path(hydra_cfg.runtime.cwd, raw["output_root"], raw["name"])
+        preview(raw, root / slug(hydra_cfg.job.override_dirname))
         return None
     try:
         config = check(raw, folder)
+        if (twin := find_twin(folder, config)) is not None:
+            print(f"{folder}: the same job is {twin.name}", file=sys.stderr)
+            folder = twin
         team = Team()
         if not team.leads:
             follow(config, folder, team)
@@ -77,8 +88,11 @@ def job(cfg: DictConfig) -> float | None:
     except Busy:
         print(f"{folder}: another process is running it, skipped", file=sys.stderr)
         return None
-    except LorapError as error:
-        print(f"{folder}: failed: {error}", file=sys.stderr)
+    except Exception as error:
+        if isinstance(error, LorapError):
+            print(f"{folder}: failed: {error}", file=sys.stderr)
+        failed.append(folder)
+        forget_locals(error)
         raise
     return next((score.perplexity for score in result.scores.perplexity), None)
 
@@ -89,23 +103,23 @@ def command_of(overrides: Sequence[str]) -> str:
 
 
 def preview(raw: Any, folder: Path) -> None:
-    """`--dry-run`: one line about a job, without running it or leaving a folder."""
-    from lorap_exp.job import describe_state
+    """`--dry-run`: one line about a job, without running it or leaving anything."""
+    from lorap_exp.job import describe_state, find_twin
 
     try:
-        state = describe_state(folder, validate(raw))
+        config = validate(raw)
+        twin = find_twin(folder, config)
+        state = describe_state(twin or folder, config) + (f" as {twin.name}" if twin else "")
     except LorapError as error:
         state = f"wrong: {error}"
     print(f"{folder}: {state}")
-    if not any(folder.iterdir()):
-        folder.rmdir()
 
 
 def check(raw: Any, folder: Path) -> Config:
-    """The checked configuration; a wrong one leaves its reason in a folder that is still empty."""
-    from lorap_exp.job import record_failure, write_json
+    """The checked configuration; a wrong one leaves its reason where no job has begun."""
+    from lorap_exp.job import record_failure, started, write_json
 
-    if (folder / "config.json").exists():
+    if started(folder):
         return validate(raw)
     with record_failure(folder):
         try:
@@ -115,17 +129,29 @@ def check(raw: Any, folder: Path) -> Config:
             raise
 
 
+def forget_locals(error: BaseException | None) -> None:
+    """Let go of the models in an exception's frames: Hydra keeps it until the sweep ends."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
 def arguments(given: list[str]) -> list[str]:
-    """The command line as Hydra takes it: `-m` in front, `--dry-run` passed on to the jobs."""
+    """The command line as Hydra takes it, with `-m` in front."""
     rest = [argument for argument in given if argument not in ("-m", "--multirun", "--dry-run")]
-    if "--dry-run" in given:
-        os.environ[DRY_RUN] = "1"
     for argument in rest:
         group, _, option = argument.partition("=")
         if group in ORDER[:7] and option in ("", "null"):
             options = sorted(path.stem for path in (conf_folder() / group).glob("*.yaml"))
             sys.exit(f"error: {group} must be one of {', '.join(options)}, got '{option}'")
     return ["--multirun", *rest] if {"-m", "--multirun"} & set(given) else rest
+
+
+def listing(arguments: list[str], scratch: str) -> list[str]:
+    """The same jobs one after the other in this process, where Hydra leaves nothing behind."""
+    rest = [a for a in arguments if not re.match(r"\+*hydra([./]launcher|\.(run|sweep)\.dir)", a)]
+    folders = [f"hydra.{mode}.dir={scratch}" for mode in ("run", "sweep")]
+    return [*rest, "hydra/launcher=basic", *folders]
 
 
 def main() -> None:
@@ -136,10 +162,17 @@ def main() -> None:
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(catalogue())
         return
-    sys.argv[1:] = arguments(sys.argv[1:])
+    given = sys.argv[1:]
+    sys.argv[1:] = arguments(given)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
-        job()
+        with tempfile.TemporaryDirectory() as scratch:
+            if "--dry-run" in given:
+                os.environ[DRY_RUN] = "1"
+                sys.argv[1:] = listing(sys.argv[1:], scratch)
+            job()
+        if failed:  # a search goes on after them
+            sys.exit(f"error: {len(failed)} jobs failed; `report` says why")
     except LorapError as error:
         sys.exit(f"error: {error}")
     except (HydraException, OmegaConfBaseException) as error:

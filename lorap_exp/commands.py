@@ -1,6 +1,7 @@
-"""The subcommands beside a run: `info`, `report` and `data fetch | verify | where`."""
+"""The subcommands beside a run: `info`, `report`, `data` and `store`."""
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ def run(arguments: Sequence[str]) -> None:
         options.run(options)
     except LorapError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: a file or folder cannot be used: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted: the same command goes on from here")
 
@@ -120,8 +123,8 @@ def _list_store(options: argparse.Namespace) -> None:
 def _prune_store(options: argparse.Namespace) -> None:
     from lorap_exp.store import Store
 
-    if options.limit_gib < 0:
-        raise LorapError(f"--limit-gib must be at least 0, got {options.limit_gib}")
+    if not (math.isfinite(options.limit_gib) and options.limit_gib >= 0):
+        raise LorapError(f"--limit-gib must be a number of at least 0, got {options.limit_gib}")
     removed = Store(_store_folder(options), 0).prune(int(options.limit_gib * 2**30))
     freed = sum(entry.bytes for entry in removed)
     print(f"{len(removed)} entries removed, {freed / 2**20:.1f} MiB freed")

@@ -28,7 +28,7 @@ from lorap_exp.models.loading import load_model, meta_model
 from lorap_exp.planning.plan import Plan
 from lorap_exp.preparation import Inputs, plan_job
 from lorap_exp.reporting.progress import Meter, bar, no_bar, say
-from lorap_exp.reporting.result import versions
+from lorap_exp.reporting.result import source_digest, versions
 from lorap_exp.training.loop import Curve
 from lorap_exp.training.team import Team
 
@@ -126,7 +126,7 @@ def dense_key(cfg: Config, inputs: Inputs) -> dict[str, Any]:
         "model": inputs.model_digest,
         "dtype": cfg.dtype,
         "device": inputs.device.type,
-        "versions": versions(),
+        "versions": versions() | {"source": source_digest()},
     }
 
 

@@ -22,6 +22,8 @@ from lorap_exp.reporting.progress import say
 from lorap_exp.reporting.result import Result
 
 T = TypeVar("T")
+PROBE = 1.0
+"""Seconds to wait for a folder before it counts as in use: `read_status` holds it for a moment."""
 
 
 class Job:
@@ -33,13 +35,18 @@ class Job:
 
     def result(self) -> Result | None:
         """The result of a finished job."""
-        raw = self.read("result.json")
-        return None if raw is None else Result.from_dict(raw)
+        return read_result(self.folder / "result.json")
+
+    def settle(self, keep_model: bool) -> None:
+        """What a finished job still has to do for who asks for it again."""
+        if not keep_model:
+            self.discard(self.model_folder.name)
+        elif not self.model_folder.exists():
+            say(f"  its model was not kept: remove '{self.folder}' to make it anew")
 
     def finish(self, result: Result, keep_model: bool) -> None:
         self.write("result.json", result.to_dict())
-        if not keep_model:
-            self.discard(self.model_folder.name)
+        self.settle(keep_model)
 
     def discard(self, *names: str) -> None:
         """Remove folders that are no longer needed."""
@@ -57,18 +64,47 @@ class Job:
         return value
 
     def read(self, name: str) -> Any | None:
+        """A file's content; None where there is none, or, with a warning, a damaged one."""
         path = self.folder / name
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        if not path.is_file():
+            return None
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            say(f"  warning: '{path}' is damaged and is made anew")
+            return None
 
     def write(self, name: str, value: Any) -> None:
         write_json(self.folder / name, value)
 
 
+def read_result(path: Path) -> Result | None:
+    """A finished job's result, None where there is none.
+
+    Raises:
+        LorapError: it is damaged, or of another version.
+    """
+    if not path.is_file():
+        return None
+    try:
+        return Result.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (KeyError, TypeError, ValueError) as error:
+        raise LorapError(
+            f"'{path}' must be a result of this version of lorap_exp, got {type(error).__name__}: "
+            f"{error}; remove it to score its job anew"
+        ) from error
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write all of it or nothing, also when other processes write the same file."""
+    write_text(path, json.dumps(value, indent=1, default=str))
+
+
+def write_text(path: Path, text: str) -> None:
+    """As `write_json`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(value, indent=1, default=str), encoding="utf-8")
+    partial.write_text(text, encoding="utf-8")
     partial.replace(path)
 
 
@@ -84,18 +120,18 @@ def open_job(folder: Path, cfg: Config, wait: bool = False, command: str = "") -
     """
     folder.mkdir(parents=True, exist_ok=True)
     job = Job(folder)
-    lock = FileLock(folder / ".lock", timeout=-1 if wait else 0)
+    lock = FileLock(folder / ".lock", timeout=-1 if wait else PROBE)
     try:
         lock.acquire()
     except Timeout as error:
         _refuse_other(job, cfg)
         raise Busy(f"output folder '{folder}' is in use by another process") from error
     try:
-        if _started(folder):
+        if started(folder):
             _refuse_other(job, cfg)
         job.write("config.json", cfg.dump())
         if command:
-            (folder / "command.txt").write_text(command + "\n", encoding="utf-8")
+            write_text(folder / "command.txt", command + "\n")
         job.write("status.json", {"state": "running"})
         with record_failure(folder):
             yield job
@@ -104,10 +140,22 @@ def open_job(folder: Path, cfg: Config, wait: bool = False, command: str = "") -
         lock.release()
 
 
+def find_twin(folder: Path, cfg: Config) -> Path | None:
+    """Another job of the sweep that finished with the same settings, however they were given."""
+    if (folder / "config.json").exists():
+        return None
+    wanted = identity(cfg.dump())
+    for path in sorted(folder.parent.glob("*/result.json")):
+        other = Job(path.parent).read("config.json")
+        if isinstance(other, dict) and identity(other) == wanted:
+            return path.parent
+    return None
+
+
 def describe_state(folder: Path, cfg: Config) -> str:
     """What the same command would do with a job's folder; nothing is changed."""
     job = Job(folder)
-    if _started(folder):
+    if started(folder):
         try:
             _refuse_other(job, cfg)
         except LorapError as error:
@@ -157,10 +205,12 @@ def _reason(error: BaseException) -> str:
     text = str(error).strip()
     if isinstance(error, LorapError):
         return text
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted by Ctrl-C; the same command goes on"
     return f"{type(error).__name__}: {text.splitlines()[0] if text else ''}"
 
 
-def _started(folder: Path) -> bool:
+def started(folder: Path) -> bool:
     """Something is there that only the same configuration may go on from."""
     names = ("selection.json", "compression.json", "spectra.json", "result.json")
     return any((folder / name).exists() for name in names)

@@ -33,6 +33,7 @@ def run(cfg: Config, folder: Path, wait: bool = False, command: str = "") -> Res
     with open_job(folder, cfg, wait, command) as job:
         if (finished := job.result()) is not None:
             say(f"{folder}: finished before, skipped")
+            job.settle(cfg.keep_model)
             return finished
         say(f"{folder}: {cfg.method.name} at ratio {cfg.ratio} on {cfg.model.name}")
         with claim_device(cfg.device) as device:

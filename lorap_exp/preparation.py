@@ -52,6 +52,7 @@ class Inputs:
 def prepare(cfg: Config, job: Job, device: torch.device) -> Inputs:
     """Check model, method, data and budget; plan; tokenise. No weight is read."""
     stack = build_stack(cfg.method)
+    store = Store(Path(cfg.store.folder), int(cfg.store.limit_gib * 2**30)).open()
     data = open_source(cfg.data)
     model_config = load_config(cfg.model)
     if stack.removal is not None:
@@ -81,7 +82,7 @@ def prepare(cfg: Config, job: Job, device: torch.device) -> Inputs:
         windows=windows,
         examples=examples,
         suite=suite,
-        store=Store(Path(cfg.store.folder), int(cfg.store.limit_gib * 2**30)),
+        store=store,
         model_digest=digest_model(cfg.model, model_config, cfg.seed),
     )
 

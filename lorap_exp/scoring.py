@@ -16,6 +16,7 @@ from lorap_exp.evaluation.scores import Scores
 from lorap_exp.evaluation.stability import Choices, Stability, compare
 from lorap_exp.evaluation.suite import evaluate
 from lorap_exp.job import Job
+from lorap_exp.models.loading import digest_tokenizer
 from lorap_exp.preparation import Inputs
 from lorap_exp.reporting.progress import Meter, say
 
@@ -31,6 +32,7 @@ def score(cfg: Config, inputs: Inputs, job: Job, meter: Meter, model: PreTrained
     suite = inputs.suite
     key = dense_key(cfg, inputs) | {
         "evaluation": cfg.evaluation.model_dump(mode="json", exclude={"name"}),
+        "tokenizer": digest_tokenizer(inputs.tokenizer),
         "texts": [text.sha256 for text, _ in suite.texts],
         "tasks": [inputs.data.task_digest(task) for task in suite.tasks],
         "generation": suite.generation.sha256 if suite.generation is not None else None,
@@ -57,6 +59,7 @@ def compare_answers(cfg: Config, inputs: Inputs, job: Job, meter: Meter) -> tupl
         for task in suite.tasks:
             own: dict[str, Any] | None = job.read(f"choices/{task}.json")
             key = dense_key(cfg, inputs) | {
+                "tokenizer": digest_tokenizer(inputs.tokenizer),
                 "task": task,
                 "data": inputs.data.task_digest(task),
                 "limit": suite.limit,

@@ -9,17 +9,19 @@ used for the longest time go when the size limit is reached.
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from safetensors.torch import load, save
 from torch import Tensor
 
+from lorap_exp.errors import LorapError
 from lorap_exp.reporting.progress import say
 
 T = TypeVar("T")
@@ -42,6 +44,24 @@ class Store:
 
     def __init__(self, folder: Path, limit: int) -> None:
         self.folder, self.limit = folder, limit
+        self._pinned: set[Path] = set()
+
+    def open(self) -> "Store":
+        """Make the folder.
+
+        Raises:
+            LorapError: it cannot be made or written to.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass
+        except OSError as error:
+            raise LorapError(
+                f"store.folder must be a folder that can be written to, got '{self.folder}': "
+                f"{error.strerror}"
+            ) from error
+        return self
 
     def json(self, kind: str, key: Key, compute: Callable[[], Any]) -> Any:
         """A value of plain JSON types: from the store, else computed and kept."""
@@ -63,6 +83,12 @@ class Store:
         """Whether there is such an entry, undamaged."""
         return self._read(self._path(kind, key)) is not None
 
+    def pin(self, kind: str, keys: Sequence[Key]) -> bool:
+        """Keep these entries from now on, whatever this process prunes; false if one is gone."""
+        paths = {self._path(kind, key) for key in keys}
+        self._pinned |= paths
+        return all(path.with_suffix(".json").is_file() for path in paths)
+
     @contextmanager
     def lock(self, kind: str, key: Key) -> Iterator[None]:
         """Hold off other processes that want the same work."""
@@ -79,7 +105,10 @@ class Store:
             raw = self._read(path)
             if raw is None:
                 raw = compute()
-                self._write(path, key, raw)
+                try:
+                    self._write(path, key, raw)
+                except OSError as error:
+                    say(f"  warning: '{path}' is not stored, only this job has it: {error}")
         return read(raw)
 
     def _read(self, path: Path) -> bytes | None:
@@ -90,12 +119,12 @@ class Store:
         try:
             expected = json.loads(meta.read_text(encoding="utf-8"))["sha256"]
             raw = path.read_bytes()
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             expected, raw = "", b""
         if hashlib.sha256(raw).hexdigest() != expected:
             say(f"  warning: the stored '{path}' is damaged and is computed again")
             return None
-        with suppress(FileNotFoundError):  # another process prunes; the bytes in hand are sound
+        with suppress(OSError):  # pruned meanwhile, or another user's; the bytes are sound
             os.utime(meta)
         return raw
 
@@ -113,19 +142,23 @@ class Store:
         return self.folder / kind / f"{name}.bin"
 
     def entries(self) -> list[Entry]:
-        """Everything that is there, the least recently used first."""
+        """Everything that is there and readable, the least recently used first."""
         found = []
         for meta in self.folder.glob("*/*.json"):
             try:
                 raw = json.loads(meta.read_text(encoding="utf-8"))
                 used = meta.stat().st_mtime
-            except (OSError, ValueError):
-                continue  # another process is removing it
-            found.append(Entry(meta.parent.name, meta.stem, raw["key"], raw["bytes"], used))
+                found.append(Entry(meta.parent.name, meta.stem, raw["key"], raw["bytes"], used))
+            except (OSError, ValueError, KeyError, TypeError):
+                continue  # another process is removing it, or it is damaged: `_read` says so
         return sorted(found, key=lambda entry: entry.used)
 
     def prune(self, limit: int, keep: Path | None = None) -> list[Entry]:
-        """Remove what was not used longest, but `keep`, until at most `limit` bytes are left."""
+        """Remove what was not used longest, but `keep`, until at most `limit` bytes are left.
+
+        What a killed process left half-written goes in any case.
+        """
+        self._sweep()
         entries = self.entries()
         size = sum(entry.bytes for entry in entries)
         removed = []
@@ -133,13 +166,21 @@ class Store:
             if size <= limit:
                 break
             path = self.folder / entry.kind / f"{entry.name}.bin"
-            if path == keep:
+            if path == keep or path in self._pinned:
                 continue
             path.with_suffix(".json").unlink(missing_ok=True)
             path.unlink(missing_ok=True)
             size -= entry.bytes
             removed.append(entry)
         return removed
+
+    def _sweep(self) -> None:
+        """Remove partial files, and values without their description, that nobody is writing."""
+        for path in [*self.folder.glob("*/*.partial"), *self.folder.glob("*/*.bin")]:
+            meta = path.with_name(path.name.partition(".")[0] + ".json")
+            with suppress(Timeout), FileLock(meta.with_suffix(".lock"), timeout=0):
+                if path.suffix == ".partial" or not meta.is_file():
+                    path.unlink(missing_ok=True)
 
 
 def table(entries: list[Entry]) -> str:

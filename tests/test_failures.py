@@ -47,10 +47,15 @@ def test_a_dry_run_tells_the_state_and_changes_nothing(tmp_path: Path) -> None:
     assert before.returncode == 0
     assert before.stdout.count("would run") == 2
     assert "wrong: ratio must lie in [0, 1), got 1.3" in before.stdout
-    assert not list(tmp_path.glob("s/*/*"))
+    assert not list(tmp_path.iterdir())
     lorap(tmp_path, *sweep)
     after = lorap(tmp_path, *sweep, "--dry-run")
     assert after.stdout.count(": done") == 2
+    assert "wrong: ratio must lie" in after.stdout
+    same = lorap(tmp_path, "name=s", "ratio=0.2", "seed=0", "keep_model=false", "--dry-run")
+    assert ": done as " in same.stdout
+    search = lorap(tmp_path, "experiment=search/allocation", "--dry-run")
+    assert search.returncode == 1 and "a search chooses them as it goes" in search.stderr
 
 
 def test_the_state_names_what_is_kept(
@@ -59,7 +64,7 @@ def test_the_state_names_what_is_kept(
     def stop(*_: Any) -> Any:
         raise MemoryError("no room")
 
-    monkeypatch.setattr(pipeline, "evaluate", stop)
+    monkeypatch.setattr(pipeline, "score", stop)
     with pytest.raises(MemoryError):
         pipeline.run(config(), tmp_path)
     state = describe_state(tmp_path, config())
@@ -105,7 +110,7 @@ def test_wandb_out_of_reach_is_one_sentence(
         raise wandb.errors.CommError("Run initialization has timed out")
 
     monkeypatch.setattr(wandb, "init", unreachable)
-    with pytest.raises(LorapError, match="logging must be offline or disabled where W&B"):
+    with pytest.raises(LorapError, match="logging must not be online where W&B"):
         pipeline.run(config("logging=online"), tmp_path)
     assert pipeline.run(config("logging=disabled"), tmp_path).scores.tasks
 

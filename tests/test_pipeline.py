@@ -1,11 +1,13 @@
 """Whole jobs on the tiny model: results, resumption, refusals."""
 
+import gc
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,11 @@ import torch
 
 import lorap_exp
 from lorap_exp import compression, pipeline
+from lorap_exp.cli import forget_locals
 from lorap_exp.config import Config
 from lorap_exp.errors import LorapError
 from lorap_exp.evaluation import suite, zero_shot
+from lorap_exp.job import find_twin
 from lorap_exp.models.families import family_of, module_shapes, shapes_of
 from lorap_exp.models.loading import load_config, meta_model
 from lorap_exp.planning.plan import Plan
@@ -73,6 +77,51 @@ def test_a_finished_job_is_skipped(
     monkeypatch.setattr(pipeline, "prepare", fail)
     assert pipeline.run(config(), tmp_path) == first
     assert json.loads((tmp_path / "status.json").read_text())["state"] == "done"
+
+
+def test_the_same_settings_given_otherwise_are_the_same_job(
+    tmp_path: Path, config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`ratio=0.2` typed or left at its default: two folder names, one job."""
+    first = pipeline.run(config("name=one"), tmp_path / "sweep" / "default")
+    monkeypatch.setattr(pipeline, "prepare", fail)
+    again = config("name=two", "keep_model=false")
+    twin = find_twin(tmp_path / "sweep" / "ratio=0.2", again)
+    assert twin == tmp_path / "sweep" / "default"
+    assert find_twin(tmp_path / "sweep" / "ratio=0.3", config("ratio=0.3")) is None
+    assert pipeline.run(again, twin) == first
+    assert not (tmp_path / "sweep" / "default" / "model").exists(), "no longer wanted"
+
+
+def test_a_damaged_result_is_one_sentence(tmp_path: Path, config: Make) -> None:
+    pipeline.run(config(), tmp_path)
+    (tmp_path / "result.json").write_text('{"config": {}}')
+    with pytest.raises(LorapError, match="must be a result of this version of lorap_exp, got Key"):
+        pipeline.run(config(), tmp_path)
+    (tmp_path / "result.json").unlink()
+    (tmp_path / "scores" / "boolq.json").write_text("{")
+    assert pipeline.run(config(), tmp_path).scores.tasks
+
+
+def test_a_failed_job_lets_go_of_its_model(
+    tmp_path: Path, config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hydra keeps the exception of every failed job until the sweep ends."""
+    models: list[Any] = []
+
+    def explode(cfg: Any, inputs: Any, job: Any, meter: Any, model: Any) -> Any:
+        models.append(weakref.ref(model))
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(pipeline, "score", explode)
+    try:
+        pipeline.run(config(), tmp_path)
+    except MemoryError as error:
+        kept = error
+        forget_locals(error)
+    gc.collect()
+    assert models[0]() is None
+    assert str(kept) == "no room"
 
 
 def test_a_dense_model_is_scored_once_for_all_jobs(

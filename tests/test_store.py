@@ -1,5 +1,6 @@
 """The store: shared, sound, bounded."""
 
+import errno
 import json
 import multiprocessing
 import time
@@ -9,15 +10,19 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from transformers import PreTrainedModel
 
 from lorap_exp import pipeline
 from lorap_exp.calibration import walk
 from lorap_exp.calibration.shared import Sharing
 from lorap_exp.config import Config
+from lorap_exp.errors import LorapError
 from lorap_exp.methods import low_rank
 from lorap_exp.methods.stage import build_stack, compress, plan_stack
 from lorap_exp.models.families import shapes_of
+from lorap_exp.models.loading import digest_tokenizer
+from lorap_exp.models.tiny import byte_tokenizer
 from lorap_exp.store import Store
 
 Make = Callable[..., Config]
@@ -38,7 +43,7 @@ def test_an_entry_is_computed_once(tmp_path: Path) -> None:
     assert torch.equal(store.tensors("t", {"a": 1}, never)["x"], one["x"])
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "gone", "meta"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone", "{", "{}", "[]", "null", '"x"'])
 def test_a_damaged_entry_is_rebuilt_with_a_warning(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
 ) -> None:
@@ -52,11 +57,48 @@ def test_a_damaged_entry_is_rebuilt_with_a_warning(
     elif damage == "gone":
         path.unlink()
     else:
-        path.with_suffix(".json").write_text("{")
+        path.with_suffix(".json").write_text(damage)
+        assert store.json("other", {}, lambda: 1) == 1, "no obstacle to others"
     assert not store.sound("k", {})
     assert store.json("k", {}, lambda: "value") == "value"
     assert "is damaged and is computed again" in capsys.readouterr().err
     assert store.json("k", {}, never) == "value"
+
+
+def test_a_full_disk_costs_the_sharing_not_the_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(self: Path, target: Path) -> Path:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    store = Store(tmp_path, 10**6)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", full)
+        assert store.json("k", {}, lambda: "value") == "value"
+    assert "is not stored, only this job has it" in capsys.readouterr().err
+    assert store.json("k", {}, lambda: "anew") == "anew"
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    store = Store(tmp_path, 10**6)
+    store.json("k", {}, lambda: 1)
+    for name in ("half.bin", "whole.bin.partial", "busy.bin.partial"):
+        (tmp_path / "k" / name).write_bytes(b"0" * 100)
+    with FileLock(tmp_path / "k" / "busy.lock"):
+        assert not store.prune(10**6)
+    assert {path.name for path in tmp_path.glob("k/*bin*")} - {"busy.bin.partial"} == {
+        path.name for path in tmp_path.glob("k/*.bin")
+    }
+    assert (tmp_path / "k" / "busy.bin.partial").exists()
+    assert not (tmp_path / "k" / "half.bin").exists()
+    assert store.json("k", {}, never) == 1
+
+
+def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path, config: Make) -> None:
+    (tmp_path / "file").write_text("")
+    cfg = config(f"store.folder={tmp_path}/file/store")
+    with pytest.raises(LorapError, match="store.folder must be a folder that can be written to"):
+        pipeline.run(cfg, tmp_path / "job")
 
 
 def test_a_computation_that_fails_leaves_nothing(tmp_path: Path) -> None:
@@ -184,3 +226,25 @@ def test_a_store_that_is_too_small_only_shares_less(
     found = pipeline.run(crowded, tmp_path / "crowded")
     assert "store.limit_gib does not hold the statistics" in capsys.readouterr().err
     assert [p.nll for p in found.scores.perplexity] == [p.nll for p in expected.scores.perplexity]
+
+
+def test_factors_do_not_push_out_the_statistics_of_their_walk(tmp_path: Path, config: Make) -> None:
+    """A store that holds the statistics but not the factors beside them."""
+    settings = ["calibration.propagation=original", "evaluation.zero_shot=null"]
+    settings += ["method.stages.attention.metric=activation", "model.random.blocks=6"]
+    expected = pipeline.run(config(*settings, "ratio=0.3"), tmp_path / "roomy")
+    entries = Store(tmp_path / "store", 0).entries()
+    size = sum(entry.bytes for entry in entries if entry.kind == "statistics")
+    limit = f"store.limit_gib={1.1 * size / 2**30}"
+    small = config(*settings, "ratio=0.3", f"store.folder={tmp_path}/small", limit)
+    found = pipeline.run(small, tmp_path / "crowded")
+    assert [p.nll for p in found.scores.perplexity] == [p.nll for p in expected.scores.perplexity]
+    kept = Store(tmp_path / "small", 0).entries()
+    assert sum(entry.bytes for entry in kept if entry.kind == "statistics") == size
+
+
+def test_another_tokenizer_is_not_scored_from_the_store() -> None:
+    one, other = byte_tokenizer(), byte_tokenizer()
+    assert digest_tokenizer(one) == digest_tokenizer(other)
+    other.add_tokens(["the"])
+    assert digest_tokenizer(one) != digest_tokenizer(other)

@@ -66,7 +66,7 @@ def shared_walk(
             dense = walk(model, ids, wanted, batch_size, "original")
             for key, (_, statistics) in zip(keys, dense, strict=True):
                 sharing.store.tensors("statistics", key, partial(pack, statistics, wanted))
-        held = all(sharing.store.sound("statistics", key) for key in keys)
+        held = sharing.store.pin("statistics", keys)
     if not held:
         say("  warning: store.limit_gib does not hold the statistics of all blocks: not shared")
         yield from walk(model, ids, wanted, batch_size, propagation, keeper=sharing)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import datasets
+
 from lorap_exp.config import DataConfig
 from lorap_exp.data.embedded import Embedded
 from lorap_exp.data.hub import Hub
@@ -53,6 +55,7 @@ def open_source(data: DataConfig) -> DataSource:
     """The source that `data.source` names."""
     if data.source == "hub":
         return Hub()
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # a request for every local file
     if data.source == "embedded":
         return Embedded()
     assert data.folder is not None

@@ -89,7 +89,7 @@ def describe_source(model: ModelConfig) -> str:
 
 def digest_model(model: ModelConfig, config: PreTrainedConfig, seed: int) -> str:
     """Stands for the weights: the hub's commit, or sizes and times of a local folder's files."""
-    parts: list[Any] = [config.to_dict()]
+    parts: list[Any] = [{k: v for k, v in config.to_dict().items() if k != "_name_or_path"}]
     if model.random is not None:
         parts += [model.random.model_dump(), seed]
     else:
@@ -99,6 +99,14 @@ def digest_model(model: ModelConfig, config: PreTrainedConfig, seed: int) -> str
         parts += [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
         if not files:
             parts += [location, model.revision, getattr(config, "_commit_hash", None)]
+    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()
+
+
+def digest_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Stands for everything that turns text into tokens."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
+    parts = [type(tokenizer).__name__, rules, tokenizer.special_tokens_map]
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()
 
 

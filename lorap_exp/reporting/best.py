@@ -9,12 +9,10 @@ from typing import Any
 
 import pandas as pd
 
-from lorap_exp.reporting.table import NEXT_WORD, TASK_COLUMNS
+from lorap_exp.reporting.table import NEXT_WORD, TASK_COLUMNS, YARDSTICKS
 
 Cells = frozenset[tuple[int, str]]
 """(row number, column) of cells."""
-RULES = ("evaluation.", "data.", "ratio_of")
-"""Settings that change the yardstick: rows that differ in them do not compete."""
 
 
 def best_cells(table: pd.DataFrame, perplexities: Sequence[str]) -> Cells:
@@ -23,7 +21,7 @@ def best_cells(table: pd.DataFrame, perplexities: Sequence[str]) -> Cells:
     Dense rows never compete. Nothing is best among fewer than two numbers, or where all are equal.
     """
     compressed = table.reset_index(drop=True).query("method != 'dense'")
-    yardstick = [name for name in compressed.columns if name.startswith(RULES)]
+    yardstick = [name for name in compressed.columns if name.startswith(YARDSTICKS)]
     accuracies = [name for name in compressed.columns if is_accuracy(name)]
     found = set()
     for _, group in compressed.groupby(["model", "ratio", *yardstick]):

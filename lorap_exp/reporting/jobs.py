@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lorap_exp.errors import LorapError
-from lorap_exp.job import read_status
+from lorap_exp.job import read_result, read_status
 from lorap_exp.reporting.result import Result
 
 
@@ -15,8 +15,8 @@ from lorap_exp.reporting.result import Result
 class JobRecord:
     """One job: where it lies, what was asked for, and what came of it.
 
-    `state` is done, failed or missing; `error` and `traceback` say why there is no result;
-    `command` runs the job alone.
+    `state` is done, failed, interrupted or missing; `error` and `traceback` say why there is no
+    result; `command` runs the job alone.
     """
 
     name: str
@@ -66,17 +66,13 @@ def _read(folder: Path, name: str, sweep: str) -> JobRecord:
     typed = folder / "command.txt"
     command = typed.read_text(encoding="utf-8").strip() if typed.is_file() else ""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if (folder / "result.json").is_file():
-        raw = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        try:
-            result = Result.from_dict(raw)
-        except (KeyError, TypeError) as missing:
-            raise LorapError(
-                f"'{folder / 'result.json'}' must be of this version of lorap_exp, got one of "
-                f"commit {raw.get('commit')}: {missing!r} is missing"
-            ) from missing
-        return JobRecord(name, sweep, folder, config, "done", result, command=command)
-    state = "failed" if status.get("state") in ("failed", "cut") else "missing"
+    try:
+        if (result := read_result(folder / "result.json")) is not None:
+            return JobRecord(name, sweep, folder, config, "done", result, command=command)
+    except LorapError as unreadable:
+        status = {"state": "failed", "error": str(unreadable)}
+    states = {"failed": "failed", "cut": "failed", "interrupted": "interrupted"}
+    state = states.get(status.get("state", ""), "missing")
     error = status.get("error") or "not finished"
     traceback = status.get("traceback", "")
     return JobRecord(

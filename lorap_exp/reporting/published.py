@@ -1,7 +1,7 @@
 """Measured beside published: what an experiment reproduces, the difference, and the rest of the
 published table."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 from typing import Any
 
@@ -20,16 +20,19 @@ def tables() -> dict[str, dict[str, Any]]:
 
 
 def beside_published(results: Sequence[Result]) -> tuple[pd.DataFrame, list[str]]:
-    """Three rows for each result that has a published counterpart, and the sources of those.
+    """What was measured above what was published, and the sources of that.
 
     Results on embedded data, under another profile or with other settings of the method have
-    none: they cannot be compared. A subset of the text or of the questions is named as such.
+    none: they cannot be compared. A subset of the text or of the questions is named as such. The
+    difference follows where the model is the published one. Seeds are averaged.
     """
     known = tables()
     rows: list[dict[str, Any]] = []
     sources: dict[str, None] = {}
-    for result, name, row in _counterparts(results, known):
-        measured = cells(result)
+    for alike, name, row in _by_setting(_counterparts(results, known)):
+        result = alike[0]
+        scores = pd.DataFrame([cells(one) for one in alike]).mean(numeric_only=True).to_dict()
+        measured = cells(result) | scores
         published = _values(known[name], row)
         shared = [column for column in published if column in measured]
         head = {"method": row["method"], "ratio": row["ratio"]}
@@ -39,8 +42,10 @@ def beside_published(results: Sequence[Result]) -> tuple[pd.DataFrame, list[str]
             | {"what": f"measured, {measured['model']}{subset(settings)}"}
             | {c: measured[c] for c in shared},
             head | {"what": f"published, {name}"} | {c: published[c] for c in shared},
-            head | {"what": "difference"} | {c: measured[c] - published[c] for c in shared},
         ]
+        if measured["model"] == known[name]["model"]:
+            differences = {c: measured[c] - published[c] for c in shared}
+            rows.append(head | {"what": "difference"} | differences)
         sources[_source(known, name)] = None
     return pd.DataFrame(rows), list(sources)
 
@@ -81,6 +86,17 @@ def subset(settings: dict[str, str]) -> str:
     """A remark when not everything was scored."""
     limits = ("evaluation.perplexity.max_tokens", "evaluation.zero_shot.limit")
     return " (subset)" if any(settings.get(key, "None") != "None" for key in limits) else ""
+
+
+def _by_setting(
+    found: Iterable[tuple[Result, str, dict[str, Any]]],
+) -> list[tuple[list[Result], str, dict[str, Any]]]:
+    """Results that differ in their seeds only, together."""
+    groups: dict[Any, tuple[list[Result], str, dict[str, Any]]] = {}
+    for result, name, row in found:
+        key = (*sorted(flatten(result.config)), name, row["method"], row["ratio"])
+        groups.setdefault(key, ([], name, row))[0].append(result)
+    return list(groups.values())
 
 
 def _counterparts(

@@ -1,8 +1,10 @@
 """The result of a job: JSON is the truth, every table and plot is a view of it."""
 
+import hashlib
 import platform
 import subprocess
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -59,6 +61,16 @@ class Result:
 def versions() -> dict[str, str]:
     """Versions of Python and of every package that can change a number."""
     return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+
+
+@cache
+def source_digest() -> str:
+    """Stands for the code of this package."""
+    here = Path(__file__).parent.parent
+    digest = hashlib.sha256()
+    for path in sorted(here.rglob("*.py")):
+        digest.update(str(path.relative_to(here)).encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def commit() -> str | None:

@@ -14,7 +14,7 @@ from lorap_exp.reporting.table import cells, distinctions
 
 
 def retained(results: Sequence[Result]) -> pd.DataFrame:
-    """One row for each compressed result whose dense counterpart is there; empty without any."""
+    """One row for each compressed setting whose dense counterpart is there, means over seeds."""
     dense = {_scored(result): result for result in results if result.plan.is_dense}
     chosen = [r for r in results if not r.plan.is_dense and _scored(r) in dense]
     rows = []
@@ -35,7 +35,14 @@ def retained(results: Sequence[Result]) -> pd.DataFrame:
             own[f"perplexity x, {after.label}"] = after.perplexity / before.perplexity
         own |= {name: row[name] for name in ("stability", "agreement") if name in row}
         rows.append(own)
-    return pd.DataFrame(rows)
+    settings = ["model", "method", "ratio", *extra]
+    if not rows:
+        return pd.DataFrame()
+    table = pd.DataFrame(rows)
+    numbers = [name for name in table.columns if name not in settings]
+    grouped: Any = table.groupby(settings, sort=False, dropna=False)
+    means: pd.DataFrame = grouped[numbers].mean().reset_index()
+    return means[list(table.columns)]
 
 
 def _percent(after: float, before: float) -> float:

@@ -5,6 +5,7 @@ mark carries its exact numbers as a `<title>`.
 """
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -88,7 +89,7 @@ def line_chart(
     `whole_x` numbers that axis in whole steps; `legend` names the series below the title, in
     their colours.
     """
-    shown = [point for s in series for point in (*s.points, *s.path)]
+    shown = [p for s in series for p in (*s.points, *s.path) if math.isfinite(p.y)]
     x = replace(axis([p.x for p in shown], LEFT, WIDTH - RIGHT), whole=whole_x)
     ends = [p.y + sign * (0 if math.isnan(p.error) else p.error) for p in shown for sign in (-1, 1)]
     top = TOP + LINE if legend else TOP
@@ -103,8 +104,8 @@ def axis(values: Sequence[float], start: float, stop: float, log: bool = False) 
     low, high = (min(values), max(values)) if values else (1, 2)
     if log:
         margin = max((high / low) ** 0.06, 1.1)
-        return Axis(low / margin, high * margin, start, stop, log)
-    margin = (high - low) * 0.06 or abs(high) * 0.1 or 1
+        return Axis(low / margin, min(high * margin, sys.float_info.max), start, stop, log)
+    margin = high * 0.06 - low * 0.06 or abs(high) * 0.1 or 1
     return Axis(low - margin, high + margin, start, stop)
 
 

@@ -119,7 +119,8 @@ def notes(sweep: Sweep) -> list[str]:
     lines = [f"**{found}**\n" for found in (warning(sweep),) if found]
     lines.append(f"{LEGEND}\n")
     lines += [f"- {profile}" for profile in profiles(sweep)]
-    return lines + [f"- {job}: **{reason}**" for job, reason in sorted(sweep.reasons.items())]
+    reasons = sorted(sweep.reasons.items())
+    return lines + [f"- {job}: **{' '.join(reason.split())}**" for job, reason in reasons]
 
 
 def warning(sweep: Sweep) -> str:

@@ -22,6 +22,8 @@ NOT_NUMBERS = ("name", "output_root", "store", "keep_model", "published", "loggi
 """Settings that tell no two rows apart; seeds are averaged over."""
 OF_COMPRESSION = ("method.", "calibration.", "export")
 """Settings without meaning for a dense model."""
+YARDSTICKS = ("evaluation.", "data.", "ratio_of")
+"""Settings that change what is measured: rows that differ in them cannot be compared."""
 LEADING = ["model", "method", "ratio", "kept", "params (M)"]
 """Settings that tell jobs apart stand between method and ratio."""
 
@@ -49,25 +51,41 @@ def cells(result: Result) -> dict[str, Any]:
 def distinctions(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     """Settings that tell apart jobs of one model, method and ratio, and their value in each job.
 
-    Of settings that always change together, the shortest name stands for all.
+    What rows are scored on, and calibrated on, tells apart jobs of different methods too. Of
+    settings that always change together, the shortest name stands for all, a yardstick's first.
     """
     flat = [dict(flatten(config)) for config in configs]
-    groups: dict[tuple[str, ...], list[dict[str, str]]] = {}
-    for config in flat:
-        key = tuple(config.get(name, "-") for name in ("model.name", "method.name", "ratio"))
-        groups.setdefault(key, []).append(config)
-    varying = {
+    compressed = [config for config in flat if not _is_dense(config)]
+    varying = _varying(flat, ("model.name", "method.name", "ratio"))
+    varying |= {name for name in _varying(flat, ("model.name",)) if name.startswith(YARDSTICKS)}
+    varying |= {n for n in _varying(compressed, ("model.name",)) if n.startswith("calibration.")}
+    found: dict[str, list[str]] = {}
+    for name in sorted(varying, key=_prominence):
+        values = [config.get(name, "-") for config in flat]
+        if not any(_same_partition(values, other) for other in found.values()):
+            found[name] = values
+    return found
+
+
+def _varying(configs: Sequence[Mapping[str, str]], by: Sequence[str]) -> set[str]:
+    """Settings with several values among the configurations that agree in `by`."""
+    groups: dict[tuple[str, ...], list[Mapping[str, str]]] = {}
+    for config in configs:
+        groups.setdefault(tuple(config.get(name, "-") for name in by), []).append(config)
+    return {
         name
         for group in groups.values()
         for name in {name for config in group for name in config}
         if len({config.get(name, "-") for config in group}) > 1
     }
-    found: dict[str, list[str]] = {}
-    for name in sorted(varying, key=lambda name: (not name.endswith(".name"), len(name), name)):
-        values = [config.get(name, "-") for config in flat]
-        if not any(_same_partition(values, other) for other in found.values()):
-            found[name] = values
-    return found
+
+
+def _is_dense(config: Mapping[str, str]) -> bool:
+    return config.get("method.name") == "dense" or config.get("ratio") in ("0", "0.0")
+
+
+def _prominence(name: str) -> tuple[bool, bool, int, str]:
+    return (not name.startswith(YARDSTICKS), not name.endswith(".name"), len(name), name)
 
 
 def flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -124,7 +142,7 @@ def frame(
     table = table.sort_values(order, kind="stable", ignore_index=True)
     repeated = (table["method"] == "dense") & table.duplicated([*order, "seed"])
     table = table[~repeated]
-    several = table["seed"].nunique() > 1
+    several = (table.groupby(order, dropna=False)["seed"].nunique() > 1).any()
     table = over_seeds(table, order) if several else table.drop(columns="seed")
     return table.reset_index(drop=True)
 

@@ -45,7 +45,9 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _markdown(cell: Cell) -> str:
-    text = cell.text.replace("|", "\\|") + (f" ± {cell.error}" if cell.error else "")
+    text = " ".join(cell.text.split()).replace("|", "\\|") + (
+        f" ± {cell.error}" if cell.error else ""
+    )
     return f"**{text}**" if cell.best else text
 
 
@@ -56,9 +58,8 @@ def _cell(row: dict[Any, Any], name: str, best: bool) -> Cell:
     if pd.isna(value):
         return Cell("-")
     error = row.get(f"{name} ±")
-    return Cell(
-        _number(name, value), float(value), None if error is None else _number(name, error), best
-    )
+    spread = None if pd.isna(error) else _number(name, error)  # one seed has none
+    return Cell(_number(name, value), float(value), spread, best)
 
 
 def _number(name: str, value: float) -> str:

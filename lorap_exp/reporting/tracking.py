@@ -1,6 +1,7 @@
 """Weights & Biases: one run for each job, grouped by sweep, offline unless asked otherwise, and one
 for a report when it is asked for."""
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,22 +43,18 @@ def track(cfg: Config, folder: Path) -> Iterator[Tracker]:
     if cfg.logging.wandb == "disabled":
         yield Tracker(None)
         return
-    try:
-        run = wandb.init(
-            project=cfg.logging.project,
-            entity=cfg.logging.entity,
-            mode=cfg.logging.wandb,
-            group=cfg.name,
-            name=folder.name,
-            dir=str(folder),
-            config=cfg.dump(),
-            settings=wandb.Settings(silent=True, console="off"),
-        )
-    except wandb.Error as error:
-        raise LorapError(
-            f"logging must be offline or disabled where W&B cannot be reached or has no account, "
-            f"got {cfg.logging.name}: {first_line(error)}"
-        ) from error
+    run = _open(
+        cfg.logging.wandb,
+        "logging",
+        project=cfg.logging.project,
+        entity=cfg.logging.entity,
+        group=cfg.name,
+        name=folder.name,
+        dir=str(folder),
+        config=cfg.dump(),
+        id=_identifier(folder),
+        resume="allow" if cfg.logging.wandb == "online" else None,
+    )
     exit_code = 1
     try:
         yield Tracker(run)
@@ -85,17 +82,34 @@ def log_sweep(
         mode: whether the run is sent.
         project: of W&B.
     """
-    with wandb.init(
+    report = f"{title} report"
+    with _open(
+        mode,
+        "--wandb",
         project=project,
-        mode=mode,
         group=title,
-        name=f"{title} report",
+        name=report,
         job_type="report",
         dir=str(folder),
-        settings=wandb.Settings(silent=True, console="off"),
     ) as run:
         images = {name: wandb.Image(str(path)) for name, path in plots.items()}
         run.log({"table": wandb.Table(dataframe=table), **images})
+
+
+def _open(mode: Literal["offline", "online"], setting: str, **arguments: Any) -> Any:
+    try:
+        quiet = wandb.Settings(silent=True, console="off")
+        return wandb.init(mode=mode, settings=quiet, **arguments)
+    except wandb.Error as error:
+        raise LorapError(
+            f"{setting} must not be online where W&B cannot be reached or has no account, "
+            f"got {mode}: {first_line(error)}"
+        ) from error
+
+
+def _identifier(folder: Path) -> str:
+    """The run of a job that was cut is the run of the one that goes on."""
+    return hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
 
 
 def metrics(result: Result) -> dict[str, float]:

@@ -14,8 +14,10 @@ from lorap_exp.errors import LorapError
 from lorap_exp.job import write_json
 from lorap_exp.reporting.published import beside_published, other_published, tables
 from lorap_exp.reporting.result import Result
+from lorap_exp.reporting.retained import retained
 from lorap_exp.reporting.sweep import collect, write_report
-from lorap_exp.reporting.table import TASK_COLUMNS, distinctions
+from lorap_exp.reporting.table import TASK_COLUMNS, distinctions, frame
+from lorap_exp.reporting.text import markdown
 
 Make = Callable[..., Config]
 
@@ -33,7 +35,7 @@ def test_a_sweep_with_failed_and_missing_jobs(tmp_path: Path, config: Make) -> N
     rows = [line for line in main.splitlines() if line.startswith("| tiny")]
     assert len(rows) == 4
     assert "| dense | 0.000 | 1.000 |" in rows[0]
-    assert rows[2].endswith("failed |") and rows[3].endswith("missing |")
+    assert rows[2].endswith("failed |") and rows[3].endswith("interrupted |")
     assert "why it failed" in text
     for column in ("pydoc A", "pydoc B", "BoolQ", "OBQA", "mean7_paper", "mean7_acc"):
         assert column in text
@@ -86,10 +88,19 @@ def test_measured_stands_beside_published(config: Make, tmp_path: Path, shared: 
     )
     result = pipeline.run(cfg, tmp_path)
     table, sources = beside_published([result])
-    assert list(table["what"]) == ["measured, tiny (subset)", "published, llama_7b", "difference"]
+    assert list(table["what"]) == ["measured, tiny (subset)", "published, llama_7b"]
     measured = result.scores.perplexity[0].perplexity
-    assert table["WikiText-2"].tolist() == pytest.approx([measured, 15.69, measured - 15.69])
+    assert table["WikiText-2"].tolist() == pytest.approx([measured, 15.69])
     assert "2404.09695" in sources[0]
+    seeds = [
+        replace(result, config=result.config | {"seed": seed, "model": {"name": "llama-7b"}})
+        for seed in (0, 1)
+    ]
+    table, _ = beside_published(seeds)
+    assert table.loc[0, "what"] == "measured, llama-7b (subset)"
+    assert list(table["what"])[2:] == ["difference"], "of the mean over seeds, the same model"
+    measured, published, difference = table["WikiText-2"]
+    assert difference == pytest.approx(measured - published)
     text = write_report(collect(tmp_path))
     assert "Measured beside published" in text and "lora_prune | tuned | 0.200" in text
     assert "WikiText-2 train, so in-domain" in (tmp_path / "report.html").read_text()
@@ -175,3 +186,29 @@ def test_a_job_with_a_broken_configuration_does_not_break_the_report(tmp_path: P
     write_json(tmp_path / "broken" / "config.json", {"ratio": "much"})
     write_json(tmp_path / "broken" / "status.json", {"state": "failed", "error": "ratio must be"})
     assert "ratio must be" in write_report(collect(tmp_path))
+
+
+def test_methods_scored_in_different_ways_are_told_apart(make: Callable[..., Result]) -> None:
+    """No method varies in itself, so only the comparison across methods shows it."""
+    short, long = ({"name": "quick", "limit": limit} for limit in (3, 30))
+    results = [make("lorap", evaluation=short), make("svd", evaluation=long)]
+    found = distinctions([result.config for result in results])
+    assert list(found) == ["evaluation.limit"]
+    windows = [make("dense", 0.0)]
+    windows += [make(m, calibration={"seed": s}) for m, s in (("lorap", 1), ("svd", 2))]
+    assert "calibration.seed" in distinctions([result.config for result in windows])
+    assert not distinctions([result.config for result in windows[:2]]), "of no dense model"
+
+
+def test_one_seed_has_no_spread_and_keeps_its_standard_error(make: Callable[..., Result]) -> None:
+    lone = frame([make("lorap", seed=0), make("svd", seed=1)])
+    assert "seeds" not in lone and "± 5.00" in markdown(lone)
+    mixed = frame([make("lorap", seed=0), make("lorap", seed=1), make("svd", seed=1)])
+    assert mixed["seeds"].tolist() == [2, 1]
+    assert "± -" not in markdown(mixed)
+
+
+def test_what_is_retained_is_averaged_over_seeds(make: Callable[..., Result]) -> None:
+    seeds = [make("lorap", perplexity=p, seed=s) for s, p in ((0, 20.0), (1, 40.0))]
+    table = retained([make("dense", 0.0, 10.0), *seeds])
+    assert table["perplexity x, WikiText-2"].tolist() == [3.0]
