@@ -40,9 +40,8 @@ def retained(results: Sequence[Result]) -> pd.DataFrame:
         return pd.DataFrame()
     table = pd.DataFrame(rows)
     numbers = [name for name in table.columns if name not in settings]
-    grouped: Any = table.groupby(settings, sort=False, dropna=False)
-    means: pd.DataFrame = grouped[numbers].mean().reset_index()
-    return means[list(table.columns)]
+    over_seeds = table.groupby(settings, sort=False, dropna=False)[numbers].mean().reset_index()
+    return over_seeds[list(table.columns)]
 
 
 def _percent(after: float, before: float) -> float:
