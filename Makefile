@@ -20,7 +20,6 @@ $(READY): pyproject.toml constraints.txt requirements-models.txt
 
 run: $(READY)  ## environment, a real model, the quickstart sweep, its report
 	$(BIN)/python -m lorap_exp experiment=quickstart
-	$(BIN)/python -m lorap_exp.report outputs/quickstart
 
 test: $(READY)  ## the quick tests, with coverage
 	$(BIN)/python -m pytest -m "not slow and not network and not gpu and not browser" --cov=lorap_exp --cov-fail-under=85

@@ -23,6 +23,7 @@ from lorap_exp import commands
 from lorap_exp.catalogue import ORDER, catalogue, conf_folder
 from lorap_exp.config import Config, validate
 from lorap_exp.errors import Busy, LorapError
+from lorap_exp.sweeps import close_sweep
 
 OmegaConf.register_new_resolver(
     "basename", lambda path: Path(str(path)).name or str(path), replace=True
@@ -117,7 +118,8 @@ def preview(raw: Any, folder: Path) -> None:
 
 def check(raw: Any, folder: Path) -> Config:
     """The checked configuration; a wrong one leaves its reason where no job has begun."""
-    from lorap_exp.job import record_failure, started, write_json
+    from lorap_exp.files import write_json
+    from lorap_exp.job import record_failure, started
 
     if started(folder):
         return validate(raw)
@@ -154,6 +156,22 @@ def listing(arguments: list[str], scratch: str) -> list[str]:
     return [*rest, "hydra/launcher=basic", *folders]
 
 
+def launch(dry: bool) -> None:
+    """Run the jobs, or list them, and end a sweep in its table."""
+    if dry:
+        os.environ[DRY_RUN] = "1"
+        with tempfile.TemporaryDirectory() as scratch:
+            sys.argv[1:] = listing(sys.argv[1:], scratch)
+            job()
+        return
+    try:
+        job()
+    finally:
+        close_sweep()
+    if failed:  # a search goes on after them
+        sys.exit(f"error: {len(failed)} jobs failed; `report` says why")
+
+
 def main() -> None:
     """Console entry: `lorap-exp` and `python -m lorap_exp`."""
     if set(sys.argv[1:2]) & set(commands.COMMANDS):
@@ -166,13 +184,7 @@ def main() -> None:
     sys.argv[1:] = arguments(given)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
-        with tempfile.TemporaryDirectory() as scratch:
-            if "--dry-run" in given:
-                os.environ[DRY_RUN] = "1"
-                sys.argv[1:] = listing(sys.argv[1:], scratch)
-            job()
-        if failed:  # a search goes on after them
-            sys.exit(f"error: {len(failed)} jobs failed; `report` says why")
+        launch(dry="--dry-run" in given)
     except LorapError as error:
         sys.exit(f"error: {error}")
     except (HydraException, OmegaConfBaseException) as error:

@@ -5,7 +5,6 @@ goes on where it stopped, another one is refused with the difference.
 """
 
 import json
-import os
 import shutil
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from lorap_exp.config import Config, identity
 from lorap_exp.errors import Busy, LorapError
+from lorap_exp.files import write_json, write_text
 from lorap_exp.reporting.progress import say
 from lorap_exp.reporting.result import Result
 
@@ -93,19 +93,6 @@ def read_result(path: Path) -> Result | None:
             f"'{path}' must be a result of this version of lorap_exp, got {type(error).__name__}: "
             f"{error}; remove it to score its job anew"
         ) from error
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write all of it or nothing, also when other processes write the same file."""
-    write_text(path, json.dumps(value, indent=1, default=str))
-
-
-def write_text(path: Path, text: str) -> None:
-    """As `write_json`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from lorap_exp import job, pipeline
+from lorap_exp import files, job, pipeline
 from lorap_exp.config import Config
 from lorap_exp.errors import LorapError
 from lorap_exp.job import describe_state, open_job, read_status
@@ -78,7 +78,7 @@ def test_the_state_names_what_is_kept(
 def test_a_full_disk_loses_nothing(
     tmp_path: Path, config: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = job.write_json
+    real = files.write_json
 
     def full(path: Path, value: Any) -> None:
         if path.parent.name == "scores" or dict(value).get("state") == "failed":

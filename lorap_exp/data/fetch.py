@@ -24,11 +24,11 @@ from lorap_exp.data.manifest import (
     Manifest,
     entry_of,
     read_manifest,
-    replacing,
     state,
     write_manifest,
 )
 from lorap_exp.errors import LorapError, first_line
+from lorap_exp.files import replacing
 from lorap_exp.reporting.progress import bar, say
 
 LICENCES = {

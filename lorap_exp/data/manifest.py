@@ -2,12 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lorap_exp.errors import LorapError
+from lorap_exp.files import write_json
 
 Manifest = dict[str, dict[str, Any]]
 FILE = "MANIFEST.json"
@@ -36,8 +35,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write all of it or nothing."""
-    with replacing(folder / FILE) as partial:
-        partial.write_text(json.dumps(dict(sorted(manifest.items())), indent=1), encoding="utf-8")
+    write_json(folder / FILE, dict(sorted(manifest.items())))
 
 
 def entry_of(path: Path, **about: Any) -> dict[str, Any]:
@@ -57,15 +55,3 @@ def sha256_of(path: Path) -> str:
     """Digest of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A path to write to; it takes the place of `path` when the block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

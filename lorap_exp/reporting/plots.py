@@ -34,7 +34,8 @@ def plot_sweep(table: pd.DataFrame, perplexities: Sequence[str], title: str, pat
     axes[0][0].legend(fontsize=8)
     figure.suptitle(title, fontsize=11)
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=120)
     plt.close(figure)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from lorap_exp.files import replacing, write_text
 from lorap_exp.reporting.best import best_cells
 from lorap_exp.reporting.figures import evaluation_time
 from lorap_exp.reporting.html import Page, html
@@ -86,16 +87,17 @@ def write_report(sweep: Sweep, output: Path | None = None) -> str:
         "As published, other methods at the same ratio": other_published(sweep.results),
     }
     others = {title: found for title, found in others.items() if not found[0].empty}
-    table.to_csv(output / "report.csv", index=False)
+    with replacing(output / "report.csv") as path:
+        table.to_csv(path, index=False)
     plot_sweep(table, sweep.perplexities, sweep.title, output / "report.png")
     lines = [f"# {sweep.title}", "", markdown(table, best)]
     for title, (compared, sources) in others.items():
         lines += [f"## {title}", "", markdown(compared)]
         lines += [f"- {source}" for source in sources] + [""]
     text = "\n".join([*lines, *notes(sweep)])
-    (output / "report.md").write_text(text, encoding="utf-8")
-    (output / "report.tex").write_text(latex(table, best, sweep.title), encoding="utf-8")
-    (output / "report.html").write_text(page(sweep, others), encoding="utf-8")
+    write_text(output / "report.md", text)
+    write_text(output / "report.tex", latex(table, best, sweep.title))
+    write_text(output / "report.html", page(sweep, others))
     return text
 
 

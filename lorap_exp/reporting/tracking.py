@@ -89,6 +89,8 @@ def log_sweep(
         project=project,
         group=title,
         name=report,
+        id=_identifier(folder),
+        resume="allow" if mode == "online" else None,
         job_type="report",
         dir=str(folder),
     ) as run:

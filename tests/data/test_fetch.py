@@ -101,7 +101,7 @@ def test_a_fetched_folder_is_read_by_local(tmp_path: Path, hub: StandIn) -> None
     assert not wrong and "evaluation=paper: complete" in table
     entry = read_manifest(data.folder)["tasks/piqa.parquet"]
     assert set(entry) == {"bytes", "sha256", "what", "licence", "source", "rows"}
-    assert not list(data.folder.rglob("*.partial"))
+    assert not list(data.folder.rglob("*.partial*"))
 
 
 def test_real_texts_come_back_byte_for_byte(shared: Path, tmp_path: Path, hub: StandIn) -> None:
@@ -168,7 +168,7 @@ def test_a_full_disk_is_named(
     with pytest.raises(LorapError, match="the disk is full"):
         fetch(tmp_path, ["ptb"], 5)
     assert verify(tmp_path)[1] == []
-    assert not list(tmp_path.rglob("*.partial"))
+    assert not list(tmp_path.rglob("*.partial*"))
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path, hub: StandIn) -> None:

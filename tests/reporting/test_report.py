@@ -11,7 +11,7 @@ import yaml
 from lorap_exp import pipeline
 from lorap_exp.config import Config
 from lorap_exp.errors import LorapError
-from lorap_exp.job import write_json
+from lorap_exp.files import write_json
 from lorap_exp.reporting.published import beside_published, other_published, tables
 from lorap_exp.reporting.result import Result
 from lorap_exp.reporting.retained import retained
