@@ -7,6 +7,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.ticker import ScalarFormatter
 
+from lorap_exp.files import replacing
+
 
 def plot_sweep(table: pd.DataFrame, perplexities: Sequence[str], title: str, path: Path) -> None:
     """A PNG with one panel for each perplexity text and one for the mean accuracy."""
