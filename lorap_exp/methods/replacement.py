@@ -156,14 +156,15 @@ def mapping_loss(
 
 
 def relative_error(found_BTH: Tensor, target_BTH: Tensor) -> Tensor:
-    """Squared error of each token relative to its target's squared norm, mean over tokens.
+    """Relative squared error, token by token (mean) and of all tokens together, summed.
 
-    Not in the paper. The next layer normalises what it reads, so this is the error that it sees;
-    in the plain mean the first token of a window, whose norm is a hundred times the others',
-    outweighs all of them.
+    Not in the paper. The first token of a window has a hundred times the norm of the others, so in
+    the plain mean it outweighs them all; yet they all attend to it, so it must be matched closely.
+    The first term sees every token as the next layer does, which normalises its input; the second
+    is the plain mean, in the same unit.
     """
-    errors = (found_BTH - target_BTH).square().sum(-1)
-    return (errors / target_BTH.square().sum(-1)).mean()
+    errors, norms = (x.square().sum(-1) for x in (found_BTH - target_BTH, target_BTH))
+    return (errors / norms).mean() + errors.sum() / norms.sum()
 
 
 @contextmanager

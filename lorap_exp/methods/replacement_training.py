@@ -39,7 +39,7 @@ class Training:
 
     Attributes:
         stages: one after the other: mse (towards the hidden states of the original model), nmse
-            (the same, each token's error relative to its norm; ours), lm (next-token loss of the
+            (the same, relative to their norms: `relative_error`; ours), lm (next-token loss of the
             shortened model).
         text: packed into windows of `length` tokens; `split` of it.
         samples: windows in all; the first `validation_samples` are held out and share no document

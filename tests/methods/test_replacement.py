@@ -56,18 +56,22 @@ def test_a_copied_layer_in_place_of_one_changes_nothing(tiny: Tiny, family: str)
     assert torch.equal(shorten(model, removal, modules)(IDS).logits, model(IDS).logits)
 
 
-def test_the_relative_error_weighs_tokens_alike() -> None:
-    """Scaling one token and its target changes the plain mean, not the relative error."""
-    found, target = torch.randn(2, 5, 8), torch.randn(2, 5, 8)
-    by_hand = [
-        ((f - t) ** 2).sum() / (t**2).sum()
-        for f, t in zip(found.flatten(0, 1), target.flatten(0, 1), strict=True)
-    ]
-    before = relative_error(found, target)
-    torch.testing.assert_close(before, torch.stack(by_hand).mean())
-    found[0, 0] *= 100
+def test_the_relative_error_sees_every_token_and_the_largest() -> None:
+    """One token of a hundred times the norm: the plain mean is its error, here it is half."""
+    target = torch.randn(2, 50, 8)
     target[0, 0] *= 100
-    torch.testing.assert_close(relative_error(found, target), before)
+    errors = 0.1 * target
+    for wrong, expected in ((errors, 0.02), (errors * (target.abs() < 9), 0.01)):
+        assert relative_error(target + wrong, target).item() == pytest.approx(expected, rel=0.1)
+    found = torch.randn_like(target)
+    by_hand = torch.stack(
+        [
+            (f - t).square().sum() / t.square().sum()
+            for f, t in zip(found.flatten(0, 1), target.flatten(0, 1), strict=True)
+        ]
+    )
+    whole = (found - target).square().sum() / target.square().sum()
+    torch.testing.assert_close(relative_error(found, target), by_hand.mean() + whole)
 
 
 def test_the_last_target_is_before_the_final_norm(tiny: Tiny, family: str) -> None:
