@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from lorap_exp.calibration.sampling import packed_windows, read_text
 from lorap_exp.data.source import DataSource
 from lorap_exp.errors import LorapError
-from lorap_exp.methods.linear_map import linear_replacement, merge_linear_map
+from lorap_exp.methods.linear_map import Fit, linear_replacement, merge_linear_map
 from lorap_exp.methods.replacement import Initialisation, build_network, front_of
 from lorap_exp.methods.replacement_training import Bars, Trainer, Training
 from lorap_exp.methods.selection import (
@@ -55,6 +55,7 @@ class LayerRemoval:
         arrangement: of several networks: series (one after the other, trained jointly) or segments
             (each for its own part of the span).
         ridge: of the closed forms, relative to the mean square of the input.
+        fit: the error that the closed forms make least: mse, or nmse (relative; ours).
     """
 
     criterion: Criterion
@@ -67,6 +68,7 @@ class LayerRemoval:
     count: Annotated[int, Field(ge=1)]
     arrangement: Literal["series", "segments"]
     ridge: Annotated[float, Field(ge=0)]
+    fit: Fit
     training: Training
 
     def __post_init__(self) -> None:
@@ -233,9 +235,9 @@ class LayerRemoval:
             batches = calibration.split(batch_size)
             dense = take()
             if self.replacement == "linear_merged":
-                merge_linear_map(dense, removal, batches, self.ridge)
+                merge_linear_map(dense, removal, batches, self.ridge, self.fit)
                 return shorten(dense, removal, {}), {}
-            network = linear_replacement(dense, removal, batches, self.ridge)
+            network = linear_replacement(dense, removal, batches, self.ridge, self.fit)
             return shorten(dense, removal, {removal.layers[0]: network}), {}
         assert windows is not None
         return self._train(take, removal, windows, folder, bars)

@@ -1,5 +1,6 @@
 """Closed-form replacements."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from transformers import PreTrainedModel
 
 from lorap_exp.config import Config
 from lorap_exp.methods.layer_removal import LayerRemoval
+from lorap_exp.methods.linear_map import closed_form
 from lorap_exp.methods.stage import build_stack
 from lorap_exp.models.families import blocks_of
 from lorap_exp.planning.plan import Removal
@@ -19,12 +21,31 @@ Tiny = Callable[..., PreTrainedModel]
 IDS = torch.arange(4 * 24).view(4, 24) % 200
 
 
-@pytest.mark.parametrize("replacement", ["linear", "linear_merged"])
+def test_the_relative_fit_minimises_the_relative_error() -> None:
+    """No step away from it lowers the loss that training calls nmse."""
+    torch.manual_seed(0)
+    x, y = torch.randn(2, 4, 30, 6, dtype=torch.float64)
+    target = 3 * y + torch.randn_like(y)
+    target[0, 0] *= 100
+    found = closed_form([(x, y, target)], 0.0, "nmse")
+
+    def loss(B: torch.Tensor) -> float:
+        errors, norms = (v.square().sum(-1) for v in (x @ B - y, target))
+        return float((errors / norms).mean() + errors.sum() / norms.sum())
+
+    best = loss(found)
+    for _ in range(20):
+        assert loss(found + 0.01 * torch.randn_like(found)) > best
+    assert loss(closed_form([(x, y, target)], 0.0, "mse")) > best
+
+
+@pytest.mark.parametrize("form", itertools.product(["linear", "linear_merged"], ["mse", "nmse"]))
 @pytest.mark.parametrize("family_", ["llama", "opt"])
 def test_a_linear_map_is_found_where_there_is_one(
-    tiny: Tiny, config: Make, tmp_path: Path, replacement: str, family_: str
+    tiny: Tiny, config: Make, tmp_path: Path, form: tuple[str, str], family_: str
 ) -> None:
     """The span scales its input (or what the MLP before it adds): the closed form finds that."""
+    replacement, fit = form
     model = tiny(family_, blocks=4)
     with torch.no_grad():
         for name in ("o", "down"):
@@ -34,6 +55,7 @@ def test_a_linear_map_is_found_where_there_is_one(
         "method=streamline",
         f"method.stages.layers.replacement={replacement}",
         "method.stages.layers.ridge=1e-8",
+        f"method.stages.layers.fit={fit}",
     )
     stage = build_stack(cfg.method).removal
     assert isinstance(stage, LayerRemoval)
