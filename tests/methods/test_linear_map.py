@@ -39,7 +39,9 @@ def test_the_relative_fit_minimises_the_relative_error() -> None:
     assert loss(closed_form([(x, y, target)], 0.0, "mse")) > best
 
 
-@pytest.mark.parametrize("form", itertools.product(["linear", "linear_merged"], ["mse", "nmse"]))
+@pytest.mark.parametrize(
+    "form", list(itertools.product(["linear", "linear_merged"], ["mse", "nmse"]))
+)
 @pytest.mark.parametrize("family_", ["llama", "opt"])
 def test_a_linear_map_is_found_where_there_is_one(
     tiny: Tiny, config: Make, tmp_path: Path, form: tuple[str, str], family_: str
