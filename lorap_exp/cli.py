@@ -72,7 +72,8 @@ def job(cfg: DictConfig) -> float | None:
         preview(raw, root / slug(hydra_cfg.job.override_dirname))
         return None
     try:
-        config = check(raw, folder)
+        command = command_of(hydra_cfg.overrides.task)
+        config = check(raw, folder, command)
         if (twin := find_twin(folder, config)) is not None:
             print(f"{folder}: the same job is {twin.name}", file=sys.stderr)
             folder = twin
@@ -82,7 +83,7 @@ def job(cfg: DictConfig) -> float | None:
             team.wait()
             return None
         try:
-            result = run(config, folder, searches, command_of(hydra_cfg.overrides.task))
+            result = run(config, folder, searches, command)
         finally:
             team.tell("end")
         team.wait()
@@ -116,9 +117,9 @@ def preview(raw: Any, folder: Path) -> None:
     print(f"{folder}: {state}")
 
 
-def check(raw: Any, folder: Path) -> Config:
+def check(raw: Any, folder: Path, command: str) -> Config:
     """The checked configuration; a wrong one leaves its reason where no job has begun."""
-    from lorap_exp.files import write_json
+    from lorap_exp.files import write_json, write_text
     from lorap_exp.job import record_failure, started
 
     if started(folder):
@@ -128,6 +129,7 @@ def check(raw: Any, folder: Path) -> Config:
             return validate(raw)
         except LorapError:
             write_json(folder / "config.json", raw)
+            write_text(folder / "command.txt", command + "\n")
             raise
 
 

@@ -24,8 +24,11 @@ from lorap_exp.reporting.progress import Meter, say
 def score(cfg: Config, inputs: Inputs, job: Job, meter: Meter, model: PreTrainedModel) -> Scores:
     """Everything that the job asks for but stability; a dense model is scored once for all jobs."""
 
+    computed: list[Scores] = []
+
     def scored() -> Scores:
-        return evaluate(inputs.suite, model, inputs.tokenizer, job, meter)
+        computed.append(evaluate(inputs.suite, model, inputs.tokenizer, job, meter))
+        return computed[0]
 
     if not inputs.plan.is_dense:
         return scored()
@@ -38,7 +41,7 @@ def score(cfg: Config, inputs: Inputs, job: Job, meter: Meter, model: PreTrained
         "generation": suite.generation.sha256 if suite.generation is not None else None,
     }
     raw = inputs.store.json("scores", key, lambda: asdict(scored()))
-    if "perplexity" not in meter.seconds:
+    if not computed:
         say("  scored by another job of the same model")
     return Scores.from_dict(raw)
 

@@ -20,11 +20,12 @@ class Scores:
 
     def seconds(self) -> dict[str, float]:
         """Seconds of the evaluation, over all processes that took part in it."""
-        return {
-            "perplexity": sum(score.seconds for score in self.perplexity),
-            "zero-shot": sum(score.seconds for score in self.tasks),
-            "generation": self.generation.seconds if self.generation else 0.0,
+        found = {
+            "perplexity": [score.seconds for score in self.perplexity],
+            "zero-shot": [score.seconds for score in self.tasks],
+            "generation": [self.generation.seconds] if self.generation else [],
         }
+        return {stage: sum(seconds) for stage, seconds in found.items() if seconds}
 
     @staticmethod
     def from_dict(raw: dict[str, Any]) -> "Scores":

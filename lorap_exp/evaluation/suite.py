@@ -99,10 +99,9 @@ class Suite:
 
     def continuations(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cache: Cache
-    ) -> GenerationScore | None:
+    ) -> GenerationScore:
         """Next-word accuracy of greedy generation."""
-        if self.generation is None:
-            return None
+        assert self.generation is not None
         run = partial(self._continue, model, tokenizer, self.generation.label)
         setting = "evaluation.generation.batch_size"
         compute = partial(halving, run, self.generation_batch, setting)
@@ -183,10 +182,16 @@ def evaluate(
     meter: Meter,
 ) -> Scores:
     """Score a model on the whole suite; finished scores are read back from the cache."""
-    with meter.stage("perplexity"):
-        perplexities = suite.perplexities(model, cache)
-    with meter.stage("zero-shot"):
-        accuracies = suite.accuracies(model, tokenizer, cache)
-    with meter.stage("generation"):
-        generation = suite.continuations(model, tokenizer, cache)
+    perplexities: tuple[Perplexity, ...] = ()
+    accuracies: tuple[TaskScore, ...] = ()
+    generation = None
+    if suite.texts:
+        with meter.stage("perplexity"):
+            perplexities = suite.perplexities(model, cache)
+    if suite.tasks:
+        with meter.stage("zero-shot"):
+            accuracies = suite.accuracies(model, tokenizer, cache)
+    if suite.generation is not None:
+        with meter.stage("generation"):
+            generation = suite.continuations(model, tokenizer, cache)
     return Scores(perplexities, accuracies, generation)

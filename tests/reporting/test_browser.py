@@ -1,5 +1,6 @@
 """The page in a real browser: its script runs, sorts and filters, and says nothing wrong."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -101,3 +102,19 @@ def test_every_finished_job_is_a_point_of_every_chart(
     charts = document.split('id="charts"')[1].split("</section>")[0].split("<svg")[1:]
     finished = len(collect(page.parent).results)
     assert [chart.count('class="point"') for chart in charts] == [finished] * 6
+
+
+def test_the_page_of_a_real_sweep(chromium: str, tmp_path: Path) -> None:
+    """Of the folder that LORAP_SWEEP names: its rows sort, and are points of every chart."""
+    if "LORAP_SWEEP" not in os.environ:
+        pytest.skip("LORAP_SWEEP names no sweep")
+    sweep = collect(Path(os.environ["LORAP_SWEEP"]).resolve())
+    write_report(sweep, tmp_path)
+    page = tmp_path / "report.html"
+    assert page.stat().st_size < 3_000_000
+    document = load(chromium, page, tmp_path / "profile", "sort=-ratio")
+    ratios = [float(text) for text in column(document, 2)]
+    assert ratios == sorted(ratios, reverse=True)
+    charts = document.split('id="charts"')[1].split("</section>")[0].split("<svg")[1:]
+    scored = int(sweep.table()["kept"].notna().sum())
+    assert [chart.count('class="point"') for chart in charts] == [scored] * len(charts)
