@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig, PreTraine
 import lorap_exp
 from lorap_exp import pipeline
 from lorap_exp.config import Config
-from lorap_exp.errors import LorapError
 from lorap_exp.methods.replacement import build_network, front_of, mapping_loss, relative_error
 from lorap_exp.methods.selection import bypassed
 from lorap_exp.models.checkpoint import check_reload, count_parameters, export, save, shorten
@@ -261,31 +260,6 @@ def test_residual_is_the_identity_at_the_start(tiny: Tiny, family: str, kind: st
     torch.testing.assert_close(found, states[0], atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3_text", "qwen3"])
-def test_an_inherited_mlp_computes_what_it_did(tiny: Tiny, name: str) -> None:
-    """Whatever the family's activation is."""
-    model = tiny(name, blocks=3)
-    block = blocks_of(model)[1]
-    network = build_network(block, model, divide(1, 3, "swiglu", 1, False).replacements[0], "first")
-    x = torch.randn(2, 5, 64)
-    torch.testing.assert_close(network(x), block.module.get_submodule("mlp")(x))
-
-
-def test_what_cannot_be_inherited_is_refused(tiny: Tiny) -> None:
-    swiglu, ffn = (divide(1, 3, kind, 1, False).replacements[0] for kind in ("swiglu", "ffn"))
-    llama = tiny(blocks=3)
-    block = blocks_of(llama)[1]
-    linear = block.linear("up")
-    linear.bias = nn.Parameter(torch.ones(linear.out_features))
-    with pytest.raises(LorapError, match="has no up of the form .* without bias, got first"):
-        build_network(block, llama, swiglu, "first")
-    opt = tiny("opt", blocks=3, intermediate_size=256)
-    block = blocks_of(opt)[1]
-    block.module.activation_fn = nn.GELU()
-    with pytest.raises(LorapError, match="an ffn has relu"):
-        build_network(block, opt, ffn, "first")
-
-
 def test_a_reloaded_short_model_counts_from_itself(tiny: Tiny, tmp_path: Path) -> None:
     """Original numbers stay in its configuration, and layers can be removed once more."""
     model = tiny(blocks=6)
@@ -300,17 +274,3 @@ def test_a_reloaded_short_model_counts_from_itself(tiny: Tiny, tmp_path: Path) -
     with bypassed([blocks_of(loaded)[3]]):
         expected = loaded(IDS).logits
     assert torch.equal(shorten(loaded, Removal((3,)), {})(IDS).logits, expected)
-
-
-def test_inheriting_the_mlp(tiny: Tiny) -> None:
-    llama = tiny(blocks=3)
-    block = blocks_of(llama)[1]
-    swiglu, ffn = (divide(1, 3, kind, 1, False).replacements[0] for kind in ("swiglu", "ffn"))
-    network = build_network(block, llama, swiglu, "first")
-    assert torch.equal(network.get_parameter("replacement.up.weight"), block.weight("up"))
-    with pytest.raises(LorapError, match=r"initialisation must be random or residual"):
-        build_network(block, llama, ffn, "first")
-    opt = tiny("opt", blocks=3, intermediate_size=256)
-    inherited = build_network(blocks_of(opt)[1], opt, ffn, "first")
-    linear = blocks_of(opt)[1].linear("up")
-    assert torch.equal(inherited.get_parameter("replacement.up.bias"), linear.bias)
