@@ -94,7 +94,8 @@ def closed_form(tokens: Iterable[tuple[Tensor, Tensor, Tensor]], ridge: float, f
         x, y, target = (states.flatten(0, -2).float() for states in batch)
         norms = target.norm(dim=-1, keepdim=True)
         plain.add(x, y)
-        relative.add(x / norms, y / norms)
+        if fit == "nmse":
+            relative.add(x / norms, y / norms)
         count, energy = count + len(x), energy + float(norms.double().square().sum())
     if fit == "mse":
         return ridge_solution(plain.XX, plain.XY, ridge)

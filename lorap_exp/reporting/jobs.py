@@ -1,13 +1,12 @@
 """The jobs of sweeps as they lie on disk: finished, failed or cut."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lorap_exp.errors import LorapError
-from lorap_exp.job import read_result, read_status
+from lorap_exp.job import Job, read_result, read_status
 from lorap_exp.reporting.result import Result
 
 
@@ -31,8 +30,7 @@ class JobRecord:
 
     def read(self, name: str) -> Any | None:
         """A further JSON file of the job, None where there is none."""
-        path = self.folder / name
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        return Job(self.folder).read(name)
 
 
 def find_jobs(folders: Sequence[Path]) -> list[JobRecord]:
@@ -65,7 +63,7 @@ def _read(folder: Path, name: str, sweep: str) -> JobRecord:
     status = read_status(folder) or {}
     typed = folder / "command.txt"
     command = typed.read_text(encoding="utf-8").strip() if typed.is_file() else ""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = Job(folder).read("config.json") or {}
     try:
         if (result := read_result(folder / "result.json")) is not None:
             return JobRecord(name, sweep, folder, config, "done", result, command=command)

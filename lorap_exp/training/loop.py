@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lorap_exp.errors import LorapError
+from lorap_exp.files import replacing
 from lorap_exp.reporting.progress import say
 from lorap_exp.training.team import Team
 
@@ -212,9 +213,8 @@ def _save(
 
 
 def _write(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, metadata)
-    partial.replace(path)
+    with replacing(path) as partial:
+        save_file(tensors, partial, metadata)
 
 
 def finished(folder: Path, schedule: Schedule) -> bool:
