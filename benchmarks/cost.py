@@ -14,8 +14,8 @@ from omegaconf import OmegaConf
 from torch import Tensor
 from transformers import PreTrainedModel
 
-import lorap_exp.cli  # noqa: F401  (registers the resolvers that conf/ uses)
-from lorap_exp.catalogue import conf_folder
+import lorap_exp.commands.main  # noqa: F401  (registers the resolvers that conf/ uses)
+from lorap_exp.commands.catalogue import conf_folder
 from lorap_exp.config import Config, ModelConfig, validate
 from lorap_exp.data.embedded import part
 from lorap_exp.evaluation.perplexity import chunk, mean_nll

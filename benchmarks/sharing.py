@@ -16,7 +16,7 @@ from lorap_exp.config import ModelConfig
 from lorap_exp.methods.stage import Stage, build_stack, compress, plan_stack
 from lorap_exp.models.families import shapes_of
 from lorap_exp.models.loading import load_config, load_model
-from lorap_exp.store import Store
+from lorap_exp.workspace.store import Store
 
 RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5)
 

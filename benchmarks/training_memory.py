@@ -19,7 +19,7 @@ from lorap_exp.methods.stage import build_stack
 from lorap_exp.models.families import blocks_of
 from lorap_exp.models.loading import load_config, load_model
 from lorap_exp.planning.spans import divide
-from lorap_exp.reporting.progress import PEAK_RESET, host_peak
+from lorap_exp.workspace.progress import PEAK_RESET, host_peak
 
 START, STOP, WINDOW, MICRO = 6, 14, 256, 4
 

@@ -1,6 +1,6 @@
-"""`python -m lorap_exp`: see `lorap_exp/cli.py`."""
+"""`python -m lorap_exp`: see `lorap_exp/commands/main.py`."""
 
-from lorap_exp.cli import main
+from lorap_exp.commands.main import main
 
 if __name__ == "__main__":
     main()

@@ -10,18 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from lorap_exp.calibration.sampling import digest
-from lorap_exp.compression import Compression, analyse, compress_or_reuse, recover_or_reuse
 from lorap_exp.config import Config
-from lorap_exp.device import claim_device
 from lorap_exp.evaluation.scores import Scores
-from lorap_exp.job import open_job
 from lorap_exp.models.families import shapes_of
 from lorap_exp.models.loading import describe_source, meta_model
-from lorap_exp.preparation import Inputs, prepare
-from lorap_exp.reporting.progress import Meter, say
-from lorap_exp.reporting.result import Result, commit, versions
+from lorap_exp.reporting.result import Result, read_result
 from lorap_exp.reporting.tracking import track
-from lorap_exp.scoring import compare_answers, score
+from lorap_exp.steps.compress import Compression, analyse, compress_or_reuse, recover_or_reuse
+from lorap_exp.steps.prepare import Inputs, prepare
+from lorap_exp.steps.score import compare_answers, score
+from lorap_exp.workspace.device import claim_device
+from lorap_exp.workspace.job import open_job
+from lorap_exp.workspace.progress import Meter, say
+from lorap_exp.workspace.versions import commit, versions
 
 
 def run(cfg: Config, folder: Path, wait: bool = False, command: str = "") -> Result:
@@ -31,7 +32,7 @@ def run(cfg: Config, folder: Path, wait: bool = False, command: str = "") -> Res
     what was typed for it, for the record.
     """
     with open_job(folder, cfg, wait, command) as job:
-        if (finished := job.result()) is not None:
+        if (finished := read_result(folder / "result.json")) is not None:
             say(f"{folder}: finished before, skipped")
             job.settle(cfg.keep_model)
             return finished
@@ -47,7 +48,7 @@ def run(cfg: Config, folder: Path, wait: bool = False, command: str = "") -> Res
                 del model, compressed
                 scores = replace(scores, stability=compare_answers(cfg, inputs, job, meter))
                 result = summarise(cfg, inputs, compression, scores, meter)
-                job.finish(result, cfg.keep_model)
+                job.finish(result.to_dict(), cfg.keep_model)
                 tracker.log_result(result)
     return result
 

@@ -12,8 +12,8 @@ import torch
 from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-import lorap_exp.cli  # noqa: F401  (registers the resolvers that conf/ uses)
-from lorap_exp.catalogue import conf_folder
+import lorap_exp.commands.main  # noqa: F401  (registers the resolvers that conf/ uses)
+from lorap_exp.commands.catalogue import conf_folder
 from lorap_exp.config import Config, RandomModelConfig, validate
 from lorap_exp.models.families import FAMILIES
 from lorap_exp.models.modeling_compressed import split_fused

@@ -12,11 +12,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from lorap_exp import pipeline
-from lorap_exp.catalogue import catalogue, conf_folder, experiments_page
-from lorap_exp.commands import COMMANDS, parser, run
+from lorap_exp.commands.catalogue import catalogue, conf_folder, experiments_page
+from lorap_exp.commands.report import show
+from lorap_exp.commands.subcommands import COMMANDS, parser, run
 from lorap_exp.config import Config, validate
 from lorap_exp.methods.stage import build_stack
-from lorap_exp.report import show
 from tests.conftest import REPOSITORY, TINY, compose
 
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]

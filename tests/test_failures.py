@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from lorap_exp import files, job, pipeline
+from lorap_exp import pipeline
 from lorap_exp.config import Config
 from lorap_exp.errors import LorapError
-from lorap_exp.job import describe_state, open_job, read_status
 from lorap_exp.reporting.sweep import collect
+from lorap_exp.workspace import files, job
+from lorap_exp.workspace.job import describe_state, open_job, read_status
 
 Make = Callable[..., Config]
 QUIET = ["model=tiny", "data=embedded", "calibration=embedded", "logging=disabled"]
@@ -89,7 +90,7 @@ def test_a_full_disk_loses_nothing(
         patch.setattr(job, "write_json", full)
         with pytest.raises(OSError, match="No space left"):
             pipeline.run(config(), tmp_path)
-    monkeypatch.setattr("lorap_exp.compression.load_model", None)
+    monkeypatch.setattr("lorap_exp.steps.compress.load_model", None)
     assert pipeline.run(config(), tmp_path).scores.tasks
 
 

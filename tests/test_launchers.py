@@ -14,7 +14,7 @@ from filelock import FileLock
 
 from lorap_exp.config import Config
 from lorap_exp.errors import Busy, LorapError
-from lorap_exp.job import open_job
+from lorap_exp.workspace.job import open_job
 from tests.conftest import TINY
 
 SMALL = [

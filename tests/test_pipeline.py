@@ -16,16 +16,17 @@ import pytest
 import torch
 
 import lorap_exp
-from lorap_exp import compression, pipeline
-from lorap_exp.cli import forget_locals
+from lorap_exp import pipeline
+from lorap_exp.commands.main import forget_locals
 from lorap_exp.config import Config
 from lorap_exp.errors import LorapError
 from lorap_exp.evaluation import suite, zero_shot
-from lorap_exp.job import find_twin
 from lorap_exp.models.families import family_of, module_shapes, shapes_of
 from lorap_exp.models.loading import load_config, meta_model
 from lorap_exp.planning.plan import Plan
 from lorap_exp.reporting.result import Result
+from lorap_exp.steps import compress as compression
+from lorap_exp.workspace.job import find_twin
 
 Make = Callable[..., Config]
 
@@ -206,7 +207,7 @@ def test_another_configuration_is_refused_with_the_difference(tmp_path: Path, co
 
 
 def test_a_folder_in_use_is_refused(tmp_path: Path, config: Make) -> None:
-    from lorap_exp.job import open_job
+    from lorap_exp.workspace.job import open_job
 
     with open_job(tmp_path, config()), pytest.raises(LorapError, match="in use by another"):
         pipeline.run(config(), tmp_path)

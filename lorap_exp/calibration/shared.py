@@ -18,8 +18,8 @@ from lorap_exp.calibration.statistics import Moments
 from lorap_exp.calibration.walk import Statistics, Values, Wanted, walk
 from lorap_exp.errors import LorapError
 from lorap_exp.models.families import Block, blocks_of
-from lorap_exp.reporting.progress import say
-from lorap_exp.store import Store
+from lorap_exp.workspace.progress import say
+from lorap_exp.workspace.store import Store
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,8 @@ from lorap_exp.data.manifest import (
     write_manifest,
 )
 from lorap_exp.errors import LorapError, first_line
-from lorap_exp.files import replacing
-from lorap_exp.reporting.progress import bar, say
+from lorap_exp.workspace.files import replacing
+from lorap_exp.workspace.progress import bar, say
 
 LICENCES = {
     "wikitext2": "CC BY-SA 3.0 / GFDL",

@@ -16,7 +16,7 @@ import pandas as pd
 from lorap_exp.data import wikitext
 from lorap_exp.data.manifest import Manifest, read_manifest, sha256_of
 from lorap_exp.errors import LorapError
-from lorap_exp.reporting.progress import say
+from lorap_exp.workspace.progress import say
 
 SPLITS = ("train", "validation", "test")
 TASK_SPLITS = {

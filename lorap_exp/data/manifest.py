@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lorap_exp.errors import LorapError
-from lorap_exp.files import write_json
+from lorap_exp.workspace.files import write_json
 
 Manifest = dict[str, dict[str, Any]]
 FILE = "MANIFEST.json"

@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 
 from lorap_exp.errors import LorapError
-from lorap_exp.reporting.progress import say
+from lorap_exp.workspace.progress import say
 
 T = TypeVar("T")
 HOST = ("can't allocate memory", "not enough memory", "cannot allocate memory")

@@ -26,7 +26,7 @@ from lorap_exp.evaluation.profiles import PROFILES, Profile, read_text
 from lorap_exp.evaluation.scores import Scores
 from lorap_exp.evaluation.stability import Choices
 from lorap_exp.evaluation.zero_shot import TaskScore, evaluate_task, write_tasks
-from lorap_exp.reporting.progress import Meter, bar, say
+from lorap_exp.workspace.progress import Meter, bar, say
 
 T = TypeVar("T")
 

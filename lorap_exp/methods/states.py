@@ -17,7 +17,7 @@ from torch import Tensor
 from lorap_exp.calibration.walk import Call
 from lorap_exp.errors import LorapError
 from lorap_exp.methods.replacement import Front
-from lorap_exp.reporting.progress import say
+from lorap_exp.workspace.progress import say
 
 Cache = Literal["none", "ram", "disk"]
 Progress = Callable[[Iterable[Any]], Iterable[Any]]

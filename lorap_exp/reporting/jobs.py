@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from lorap_exp.errors import LorapError
-from lorap_exp.job import Job, read_result, read_status
-from lorap_exp.reporting.result import Result
+from lorap_exp.reporting.result import Result, read_result
+from lorap_exp.workspace.job import Job, read_status
 
 
 @dataclass(frozen=True)

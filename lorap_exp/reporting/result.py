@@ -1,18 +1,13 @@
 """The result of a job: JSON is the truth, every table and plot is a view of it."""
 
-import hashlib
-import platform
-import subprocess
+import json
 from dataclasses import asdict, dataclass
-from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from lorap_exp.errors import LorapError
 from lorap_exp.evaluation.scores import Scores
 from lorap_exp.planning.plan import BlockShape, Plan
-
-PACKAGES = ("lorap-exp", "torch", "transformers", "lm-eval", "datasets", "hydra-core", "wandb")
 
 
 @dataclass(frozen=True)
@@ -58,31 +53,18 @@ class Result:
         return Result(**fields)
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of every package that can change a number."""
-    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+def read_result(path: Path) -> Result | None:
+    """A finished job's result, None where there is none.
 
-
-@cache
-def source_digest() -> str:
-    """Stands for the code of this package."""
-    here = Path(__file__).parent.parent
-    digest = hashlib.sha256()
-    for path in sorted(here.rglob("*.py")):
-        digest.update(str(path.relative_to(here)).encode() + path.read_bytes())
-    return digest.hexdigest()
-
-
-def commit() -> str | None:
-    """The commit of the source tree, `+` when it has local changes; None outside a checkout."""
-    here = Path(__file__).parent
-    try:
-        head = _git(here, "rev-parse", "--short=12", "HEAD")
-        return head + ("+" if _git(here, "status", "--porcelain", "--", ".") else "")
-    except (OSError, subprocess.CalledProcessError):
+    Raises:
+        LorapError: it is damaged, or of another version.
+    """
+    if not path.is_file():
         return None
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    command = ["git", "-C", str(folder), *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    try:
+        return Result.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (KeyError, TypeError, ValueError) as error:
+        raise LorapError(
+            f"'{path}' must be a result of this version of lorap_exp, got {type(error).__name__}: "
+            f"{error}; remove it to score its job anew"
+        ) from error

@@ -7,7 +7,6 @@ from typing import Any
 
 import pandas as pd
 
-from lorap_exp.files import replacing, write_text
 from lorap_exp.reporting.best import best_cells
 from lorap_exp.reporting.figures import evaluation_time
 from lorap_exp.reporting.html import Page, html
@@ -19,6 +18,7 @@ from lorap_exp.reporting.result import Result
 from lorap_exp.reporting.retained import retained
 from lorap_exp.reporting.table import frame
 from lorap_exp.reporting.text import markdown
+from lorap_exp.workspace.files import replacing, write_text
 
 NOT_COMPARABLE = (
     "Embedded data: these numbers are not comparable with the literature. Texts are Python's own "

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lorap_exp.errors import LorapError
-from lorap_exp.files import replacing
-from lorap_exp.reporting.progress import say
-from lorap_exp.training.team import Team
+from lorap_exp.workspace.files import replacing
+from lorap_exp.workspace.progress import say
+from lorap_exp.workspace.team import Team
 
 Example = TypeVar("Example")
 

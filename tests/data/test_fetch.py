@@ -11,13 +11,13 @@ import pytest
 from datasets import Dataset, IterableDataset
 from filelock import FileLock
 
-from lorap_exp.commands import GROUPS
+from lorap_exp.commands.subcommands import GROUPS
+from lorap_exp.commands.verify import paper_files, verify
 from lorap_exp.data import fetch as module
 from lorap_exp.data.fetch import fetch
 from lorap_exp.data.hub import TASK_DATASETS
 from lorap_exp.data.local import TASK_SPLITS, Local
 from lorap_exp.data.manifest import read_manifest
-from lorap_exp.data.verify import paper_files, verify
 from lorap_exp.data.wikitext import lines_of_rows, rows_of_lines
 from lorap_exp.errors import LorapError
 from lorap_exp.methods.lora import LoraRecovery

@@ -120,7 +120,7 @@ def test_a_whole_stack_runs(tmp_path: Path, config: Make) -> None:
     result = pipeline.run(cfg, tmp_path)
     assert result.kept == pytest.approx(0.5, abs=0.03)
     assert (tmp_path / "selection.png").is_file()
-    from lorap_exp.info import describe
+    from lorap_exp.commands.info import describe
 
     text = describe(tmp_path)
     assert "original" in text
@@ -240,6 +240,6 @@ def test_what_cannot_be_planned_is_named_before_any_weight(
     overrides: list[str],
     message: str,
 ) -> None:
-    monkeypatch.setattr("lorap_exp.compression.load_model", None)
+    monkeypatch.setattr("lorap_exp.steps.compress.load_model", None)
     with pytest.raises(LorapError, match=message):
         pipeline.run(config(*FAST, *overrides), tmp_path)

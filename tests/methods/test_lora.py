@@ -58,7 +58,7 @@ def test_a_cut_recovery_goes_on_to_the_same_loss(
     tmp_path: Path, config: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unbroken = pipeline.run(config(*FAST), tmp_path / "unbroken")
-    from lorap_exp import compression
+    from lorap_exp.steps import compress as compression
 
     def cutting(label: str, unit: str = "it") -> Callable[[Iterable[Any]], Iterable[Any]]:
         def wrap(items: Iterable[Any]) -> Iterator[Any]:

@@ -9,9 +9,9 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import lorap_exp
+from lorap_exp.commands.info import describe
 from lorap_exp.config import ModelConfig
 from lorap_exp.errors import LorapError
-from lorap_exp.info import describe
 from lorap_exp.methods.channel_pruning import ChannelPruning
 from lorap_exp.methods.head_pruning import HeadPruning
 from lorap_exp.methods.low_rank import LowRank

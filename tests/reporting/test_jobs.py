@@ -6,9 +6,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from lorap_exp import commands
+from lorap_exp.commands import subcommands
+from lorap_exp.commands.report import show
 from lorap_exp.errors import LorapError
-from lorap_exp.report import show
 from lorap_exp.reporting.jobs import find_jobs
 from lorap_exp.reporting.result import Result
 from lorap_exp.reporting.sweep import collect, write_report
@@ -31,7 +31,7 @@ def test_one_report_over_several_sweeps(sweep: Path, tmp_path: Path, make: Make)
 def test_the_command_writes_where_it_is_told(
     sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    commands.run(["report", str(sweep), "--output", str(tmp_path / "new" / "place")])
+    subcommands.run(["report", str(sweep), "--output", str(tmp_path / "new" / "place")])
     written = {path.suffix for path in (tmp_path / "new" / "place").iterdir()}
     assert written == {".md", ".csv", ".png", ".tex", ".html"}
     assert "report.html" in capsys.readouterr().out

@@ -11,13 +11,13 @@ import yaml
 from lorap_exp import pipeline
 from lorap_exp.config import Config
 from lorap_exp.errors import LorapError
-from lorap_exp.files import write_json
 from lorap_exp.reporting.published import beside_published, other_published, tables
 from lorap_exp.reporting.result import Result
 from lorap_exp.reporting.retained import retained
 from lorap_exp.reporting.sweep import collect, write_report
 from lorap_exp.reporting.table import TASK_COLUMNS, distinctions, frame
 from lorap_exp.reporting.text import markdown
+from lorap_exp.workspace.files import write_json
 
 Make = Callable[..., Config]
 

@@ -11,8 +11,8 @@ import wandb
 from wandb.proto import wandb_internal_pb2
 
 from lorap_exp import pipeline
+from lorap_exp.commands.report import show
 from lorap_exp.config import Config
-from lorap_exp.report import show
 
 BLOCK = 32768
 

@@ -17,8 +17,8 @@ import torch
 from filelock import FileLock, Timeout
 
 from lorap_exp.errors import LorapError
-from lorap_exp.reporting.progress import say
-from lorap_exp.training.team import Team
+from lorap_exp.workspace.progress import say
+from lorap_exp.workspace.team import Team
 
 PAUSE = 1.0
 """Seconds between two looks for a free GPU."""

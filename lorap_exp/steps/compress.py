@@ -12,7 +12,6 @@ from lorap_exp.analysis.spectra import measure_spectra, plot_spectra
 from lorap_exp.calibration.sampling import digest
 from lorap_exp.calibration.shared import Sharing
 from lorap_exp.config import Config
-from lorap_exp.job import Job
 from lorap_exp.methods.selection import Selection, plot_selection
 from lorap_exp.methods.stage import compress
 from lorap_exp.models.checkpoint import (
@@ -26,11 +25,12 @@ from lorap_exp.models.checkpoint import (
 )
 from lorap_exp.models.loading import load_model, meta_model
 from lorap_exp.planning.plan import Plan
-from lorap_exp.preparation import Inputs, plan_job
-from lorap_exp.reporting.progress import Meter, bar, no_bar, say
-from lorap_exp.reporting.result import source_digest, versions
+from lorap_exp.steps.prepare import Inputs, plan_job
 from lorap_exp.training.loop import Curve
-from lorap_exp.training.team import Team
+from lorap_exp.workspace.job import Job
+from lorap_exp.workspace.progress import Meter, bar, no_bar, say
+from lorap_exp.workspace.team import Team
+from lorap_exp.workspace.versions import source_digest, versions
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
-"""`python -m lorap_exp.report outputs/<sweep> …`: table, plots and page of sweeps, from disk."""
+"""`python -m lorap_exp report outputs/<sweep> …`: table, plots and page of sweeps, from disk."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -41,9 +40,3 @@ def find_plots(sweep: Sweep, output: Path) -> dict[str, Path]:
     plots = {"report": output / "report.png"}
     plots |= {f"{job.name}/{n}": job.folder / f"{n}.png" for job in sweep.jobs for n in PLOTS}
     return {name: path for name, path in plots.items() if path.is_file()}
-
-
-if __name__ == "__main__":
-    from lorap_exp.commands import run
-
-    run(["report", *sys.argv[1:]])

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from lorap_exp.reporting import progress
-from lorap_exp.reporting.progress import PEAK_RESET, Meter
+from lorap_exp.workspace import progress
+from lorap_exp.workspace.progress import PEAK_RESET, Meter
 
 
 def test_an_inner_stage_does_not_hide_the_outer_peak(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,9 +17,8 @@ from filelock import FileLock, Timeout
 
 from lorap_exp.config import Config, identity
 from lorap_exp.errors import Busy, LorapError
-from lorap_exp.files import write_json, write_text
-from lorap_exp.reporting.progress import say
-from lorap_exp.reporting.result import Result
+from lorap_exp.workspace.files import write_json, write_text
+from lorap_exp.workspace.progress import say
 
 T = TypeVar("T")
 PROBE = 1.0
@@ -33,10 +32,6 @@ class Job:
         self.folder = folder
         self.model_folder = folder / "model"
 
-    def result(self) -> Result | None:
-        """The result of a finished job."""
-        return read_result(self.folder / "result.json")
-
     def settle(self, keep_model: bool) -> None:
         """What a finished job still has to do for who asks for it again."""
         if not keep_model:
@@ -44,8 +39,9 @@ class Job:
         elif not self.model_folder.exists():
             say(f"  its model was not kept: remove '{self.folder}' to make it anew")
 
-    def finish(self, result: Result, keep_model: bool) -> None:
-        self.write("result.json", result.to_dict())
+    def finish(self, result: Mapping[str, Any], keep_model: bool) -> None:
+        """Keep the result, plain values."""
+        self.write("result.json", result)
         self.settle(keep_model)
 
     def discard(self, *names: str) -> None:
@@ -76,23 +72,6 @@ class Job:
 
     def write(self, name: str, value: Any) -> None:
         write_json(self.folder / name, value)
-
-
-def read_result(path: Path) -> Result | None:
-    """A finished job's result, None where there is none.
-
-    Raises:
-        LorapError: it is damaged, or of another version.
-    """
-    if not path.is_file():
-        return None
-    try:
-        return Result.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except (KeyError, TypeError, ValueError) as error:
-        raise LorapError(
-            f"'{path}' must be a result of this version of lorap_exp, got {type(error).__name__}: "
-            f"{error}; remove it to score its job anew"
-        ) from error
 
 
 @contextmanager
@@ -147,7 +126,7 @@ def describe_state(folder: Path, cfg: Config) -> str:
             _refuse_other(job, cfg)
         except LorapError as error:
             return f"refused: {error}"
-    if job.result() is not None:
+    if job.read("result.json") is not None:
         return "done"
     if (status := read_status(folder)) is None:
         return "would run"

@@ -13,13 +13,13 @@ from lorap_exp.data.instructions import Example
 from lorap_exp.data.source import DataSource, open_source
 from lorap_exp.errors import LorapError
 from lorap_exp.evaluation.suite import Suite, prepare_suite
-from lorap_exp.job import Job
 from lorap_exp.methods.stage import Stack, build_stack, plan_method
 from lorap_exp.models.checkpoint import count_parameters
 from lorap_exp.models.families import family_of, shapes_of
 from lorap_exp.models.loading import digest_model, load_config, load_tokenizer, meta_model
 from lorap_exp.planning.plan import Plan, Removal
-from lorap_exp.store import Store
+from lorap_exp.workspace.job import Job
+from lorap_exp.workspace.store import Store
 
 
 @dataclass(frozen=True)

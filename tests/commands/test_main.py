@@ -71,7 +71,7 @@ def test_a_bad_job_of_a_sweep_does_not_stop_the_others(tmp_path: Path) -> None:
     assert "| tiny | lorap | 0.400 |" in run.stdout, "a sweep ends in its table"
     assert "ratio must lie in [0, 1), got 1.2" in run.stdout
     report = subprocess.run(
-        [sys.executable, "-m", "lorap_exp.report", str(sweep)],
+        [sys.executable, "-m", "lorap_exp", "report", str(sweep)],
         capture_output=True,
         text=True,
         check=True,

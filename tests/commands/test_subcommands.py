@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lorap_exp import commands
+from lorap_exp.commands import subcommands
 
 
 def lorap(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -36,7 +36,7 @@ def test_every_command_has_help(
     arguments: list[str], word: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as exit_:
-        commands.run([*arguments, "--help"])
+        subcommands.run([*arguments, "--help"])
     assert exit_.value.code == 0 and word in capsys.readouterr().out
 
 
@@ -51,7 +51,7 @@ def test_wrong_options(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
-        commands.run(["data", "fetch", "--folder", "x", *arguments])
+        subcommands.run(["data", "fetch", "--folder", "x", *arguments])
     assert message in capsys.readouterr().err
 
 
@@ -77,6 +77,6 @@ def test_verify_ends_in_one_sentence(tmp_path: Path) -> None:
 
 def test_where(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("LORAP_CACHE", "/somewhere/cache")
-    commands.run(["data", "where"])
+    subcommands.run(["data", "where"])
     out = capsys.readouterr().out
     assert "shared/data" in out and "/somewhere/cache" in out and "data=hub" in out

@@ -47,7 +47,7 @@ ORDER = [
 
 def conf_folder() -> Path:
     """The configuration tree: inside the package when installed, beside it in a checkout."""
-    inside = Path(__file__).resolve().parent / "conf"
+    inside = Path(__file__).resolve().parent.parent / "conf"
     return inside if inside.is_dir() else inside.parent.parent / "conf"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from lorap_exp.catalogue import conf_folder
+from lorap_exp.commands.catalogue import conf_folder
 from lorap_exp.errors import LorapError
 
 COMMANDS = ("info", "report", "data", "store")
@@ -103,25 +103,25 @@ def _documents(value: str) -> int:
 
 
 def _info(options: argparse.Namespace) -> None:
-    from lorap_exp.info import describe
+    from lorap_exp.commands.info import describe
 
     print(describe(options.folder))
 
 
 def _report(options: argparse.Namespace) -> None:
-    from lorap_exp.report import show
+    from lorap_exp.commands.report import show
 
     print(show(options.folders, options.output, options.wandb, options.project))
 
 
 def _list_store(options: argparse.Namespace) -> None:
-    from lorap_exp.store import Store, table
+    from lorap_exp.workspace.store import Store, table
 
     print(table(Store(_store_folder(options), 0).entries()))
 
 
 def _prune_store(options: argparse.Namespace) -> None:
-    from lorap_exp.store import Store
+    from lorap_exp.workspace.store import Store
 
     if not (math.isfinite(options.limit_gib) and options.limit_gib >= 0):
         raise LorapError(f"--limit-gib must be a number of at least 0, got {options.limit_gib}")
@@ -146,7 +146,7 @@ def _fetch(options: argparse.Namespace) -> None:
 
 
 def _verify(options: argparse.Namespace) -> None:
-    from lorap_exp.data.verify import verify
+    from lorap_exp.commands.verify import verify
 
     folder = (options.folder or _default_folder()).expanduser()
     table, wrong = verify(folder)

@@ -23,7 +23,7 @@ from lorap_exp.methods.stage import build_stack, compress, plan_stack
 from lorap_exp.models.families import shapes_of
 from lorap_exp.models.loading import digest_tokenizer
 from lorap_exp.models.tiny import byte_tokenizer
-from lorap_exp.store import Store
+from lorap_exp.workspace.store import Store
 
 Make = Callable[..., Config]
 IDS = torch.arange(8 * 16).view(8, 16) % 200

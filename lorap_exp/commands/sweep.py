@@ -40,7 +40,7 @@ def close_sweep() -> None:
     sweep = begun.pop()
     if not any(sweep.folder.glob("**/status.json")):
         return
-    from lorap_exp.report import show
+    from lorap_exp.commands.report import show
 
     mode: Any = None if sweep.wandb == "disabled" else sweep.wandb
     print(show([sweep.folder], wandb=mode, project=sweep.project))

@@ -19,11 +19,11 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lorap_exp import commands
-from lorap_exp.catalogue import ORDER, catalogue, conf_folder
+from lorap_exp.commands import subcommands
+from lorap_exp.commands.catalogue import ORDER, catalogue, conf_folder
+from lorap_exp.commands.sweep import close_sweep
 from lorap_exp.config import Config, validate
 from lorap_exp.errors import Busy, LorapError
-from lorap_exp.sweeps import close_sweep
 
 OmegaConf.register_new_resolver(
     "basename", lambda path: Path(str(path)).name or str(path), replace=True
@@ -55,10 +55,10 @@ OmegaConf.register_new_resolver("slug", slug, replace=True)
 @hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")
 def job(cfg: DictConfig) -> float | None:
     """One job of a run or a sweep; its value for a search is the perplexity of the first text."""
-    from lorap_exp.followers import follow
-    from lorap_exp.job import find_twin
     from lorap_exp.pipeline import run
-    from lorap_exp.training.team import Team
+    from lorap_exp.steps.follow import follow
+    from lorap_exp.workspace.job import find_twin
+    from lorap_exp.workspace.team import Team
 
     hydra_cfg = HydraConfig.get()
     os.chdir(hydra_cfg.runtime.cwd)  # a worker of a Ray cluster starts elsewhere
@@ -106,7 +106,7 @@ def command_of(overrides: Sequence[str]) -> str:
 
 def preview(raw: Any, folder: Path) -> None:
     """`--dry-run`: one line about a job, without running it or leaving anything."""
-    from lorap_exp.job import describe_state, find_twin
+    from lorap_exp.workspace.job import describe_state, find_twin
 
     try:
         config = validate(raw)
@@ -119,8 +119,8 @@ def preview(raw: Any, folder: Path) -> None:
 
 def check(raw: Any, folder: Path, command: str) -> Config:
     """The checked configuration; a wrong one leaves its reason where no job has begun."""
-    from lorap_exp.files import write_json, write_text
-    from lorap_exp.job import record_failure, started
+    from lorap_exp.workspace.files import write_json, write_text
+    from lorap_exp.workspace.job import record_failure, started
 
     if started(folder):
         return validate(raw)
@@ -176,8 +176,8 @@ def launch(dry: bool) -> None:
 
 def main() -> None:
     """Console entry: `lorap-exp` and `python -m lorap_exp`."""
-    if set(sys.argv[1:2]) & set(commands.COMMANDS):
-        commands.run(sys.argv[1:])
+    if set(sys.argv[1:2]) & set(subcommands.COMMANDS):
+        subcommands.run(sys.argv[1:])
         return
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(catalogue())

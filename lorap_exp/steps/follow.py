@@ -5,14 +5,14 @@ from pathlib import Path
 
 import torch
 
-from lorap_exp.compression import Compression, Dense, replace_layers
 from lorap_exp.config import Config
-from lorap_exp.job import Job
 from lorap_exp.methods.selection import Selection
 from lorap_exp.models.checkpoint import load
-from lorap_exp.preparation import prepare
-from lorap_exp.reporting.progress import Meter
-from lorap_exp.training.team import Team
+from lorap_exp.steps.compress import Compression, Dense, replace_layers
+from lorap_exp.steps.prepare import prepare
+from lorap_exp.workspace.job import Job
+from lorap_exp.workspace.progress import Meter
+from lorap_exp.workspace.team import Team
 
 
 def follow(cfg: Config, folder: Path, team: Team) -> None:

@@ -10,15 +10,15 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from lorap_exp.compression import Dense, dense_key
 from lorap_exp.config import Config
 from lorap_exp.evaluation.scores import Scores
 from lorap_exp.evaluation.stability import Choices, Stability, compare
 from lorap_exp.evaluation.suite import evaluate
-from lorap_exp.job import Job
 from lorap_exp.models.loading import digest_tokenizer
-from lorap_exp.preparation import Inputs
-from lorap_exp.reporting.progress import Meter, say
+from lorap_exp.steps.compress import Dense, dense_key
+from lorap_exp.steps.prepare import Inputs
+from lorap_exp.workspace.job import Job
+from lorap_exp.workspace.progress import Meter, say
 
 
 def score(cfg: Config, inputs: Inputs, job: Job, meter: Meter, model: PreTrainedModel) -> Scores:

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from lorap_exp.catalogue import conf_folder
+from lorap_exp.commands.catalogue import conf_folder
 from lorap_exp.data.local import ALPACA_FILE, SPLITS, TASK_SPLITS, text_files
 from lorap_exp.data.manifest import read_manifest, state
 from lorap_exp.evaluation.profiles import PROFILES

@@ -22,7 +22,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from lorap_exp.errors import LorapError
-from lorap_exp.reporting.progress import say
+from lorap_exp.workspace.progress import say
 
 T = TypeVar("T")
 Key = Mapping[str, Any]

@@ -11,9 +11,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lorap_exp import device
-from lorap_exp.device import claim_device
 from lorap_exp.errors import LorapError
+from lorap_exp.workspace import device
+from lorap_exp.workspace.device import claim_device
 
 Show = Callable[..., None]
 
@@ -64,7 +64,7 @@ def test_auto_waits_for_a_free_one(gpus: Show, monkeypatch: pytest.MonkeyPatch) 
             if len(looks) == 2:
                 other.submit(holder.__exit__, None, None, None).result()
 
-        monkeypatch.setattr("lorap_exp.device.time.sleep", pause)
+        monkeypatch.setattr("lorap_exp.workspace.device.time.sleep", pause)
         with claim_device("auto") as claimed:
             assert claimed == torch.device("cuda:0")
     assert looks == [device.PAUSE, device.PAUSE]

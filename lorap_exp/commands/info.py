@@ -8,7 +8,7 @@ from safetensors import safe_open
 from transformers import AutoConfig, PreTrainedConfig
 
 from lorap_exp.errors import LorapError
-from lorap_exp.models.checkpoint import count_parameters, part_of
+from lorap_exp.models.checkpoint import count_parameters, part_of, register
 from lorap_exp.models.families import Family, family_of
 from lorap_exp.models.loading import meta_model
 
@@ -26,6 +26,7 @@ def describe(folder: Path) -> str:
         folder = folder / "model"
     if not (folder / "config.json").is_file():
         raise LorapError(f"a model's folder holds config.json, got '{folder}'")
+    register()
     config = AutoConfig.from_pretrained(folder)
     family = family_of(config.model_type.removeprefix("compressed_"))
     lines = [f"{folder}: {config.architectures[0]}, {config.num_hidden_layers} layers", ""]

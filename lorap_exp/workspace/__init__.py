@@ -1,0 +1,1 @@
+"""Where a job runs: its folder, the store, the device, the processes, what a person sees."""
