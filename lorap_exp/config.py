@@ -73,15 +73,32 @@ class ModelConfig(Section):
         return self
 
 
+class AllocationConfig(Section):
+    """One rule over the sizes of all stages of a method.
+
+    knapsack: least measured damage, each option keeping at least `floor` of the common share.
+    layer_shares: each layer its own ratio, softmax(-importance / `temperature`), at most `cap`.
+    uniform: the same share everywhere. Sizes are multiples of `round_to`.
+    """
+
+    rule: Literal["knapsack", "layer_shares", "uniform"]
+    round_to: Annotated[int, Field(ge=1)] = 1
+    floor: Annotated[float, Field(ge=0, le=1)] = 0.0
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.2
+    cap: Annotated[float, Field(gt=0, lt=1)] = 0.9
+
+
 class MethodConfig(Section):
     """An ordered stack of stages; each is a `_target_` and its fields, or null to leave it out.
 
-    `protect` is the number of first and of last blocks that stay dense.
+    `protect` is the number of first and of last blocks that stay dense; `allocation` is one rule
+    for the sizes of all stages, null for each stage's own.
     """
 
     name: str
     protect: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
     stages: dict[str, dict[str, Any] | None]
+    allocation: AllocationConfig | None = None
 
 
 class CalibrationConfig(Section):
@@ -97,6 +114,8 @@ class CalibrationConfig(Section):
     seed: int
     batch_size: Annotated[int, Field(ge=1)]
     propagation: Literal["compressed", "original"]
+    order: Literal["block", "group"]
+    hidden_states: Literal["device", "host", "disk"]
 
     @model_validator(mode="after")
     def _files_when_text_is_files(self) -> "CalibrationConfig":

@@ -12,11 +12,10 @@ from typing import Any
 from lorap_exp.calibration.sampling import digest
 from lorap_exp.config import Config
 from lorap_exp.evaluation.scores import Scores
-from lorap_exp.models.families import shapes_of
-from lorap_exp.models.loading import describe_source, meta_model
+from lorap_exp.models.loading import describe_source
 from lorap_exp.reporting.result import Result, read_result
 from lorap_exp.reporting.tracking import track
-from lorap_exp.steps.compress import Compression, analyse, compress_or_reuse, recover_or_reuse
+from lorap_exp.steps.compress import Compression, analyse, compress
 from lorap_exp.steps.prepare import Inputs, prepare
 from lorap_exp.steps.score import compare_answers, score
 from lorap_exp.workspace.device import claim_device
@@ -42,10 +41,9 @@ def run(cfg: Config, folder: Path, wait: bool = False, command: str = "") -> Res
             meter = Meter(device)
             with track(cfg, folder) as tracker:
                 analyse(cfg, inputs, job, meter)
-                compressed = compress_or_reuse(cfg, inputs, job, meter)
-                model, compression = recover_or_reuse(cfg, inputs, job, meter, compressed)
+                model, compression = compress(cfg, inputs, job, meter)
                 scores = score(cfg, inputs, job, meter, model)
-                del model, compressed
+                del model
                 scores = replace(scores, stability=compare_answers(cfg, inputs, job, meter))
                 result = summarise(cfg, inputs, compression, scores, meter)
                 job.finish(result.to_dict(), cfg.keep_model)
@@ -69,7 +67,7 @@ def summarise(
         source=describe_source(cfg.model),
         comparable=inputs.data.comparable,
         calibration=calibration,
-        shapes=tuple(shapes_of(meta_model(inputs.model_config))),
+        shapes=inputs.dense.blocks,
         plan=compression.plan,
         parameters=compression.parameters,
         curves=compression.curves,

@@ -7,33 +7,31 @@ changing a shape.
 """
 
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from peft import LoraConfig, get_peft_model
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from lorap_exp.calibration.sampling import read_text, sample_windows
 from lorap_exp.data.instructions import Example, collate, encode, read_instructions, windows
-from lorap_exp.data.source import DataSource
 from lorap_exp.errors import LorapError
+from lorap_exp.methods.contract import Carry, Step, Texts, Whole
 from lorap_exp.methods.low_rank import factorise
 from lorap_exp.models.checkpoint import multiply_out
-from lorap_exp.models.families import decoder_family
+from lorap_exp.models.families import blocks_of, decoder_family
 from lorap_exp.models.modeling_compressed import LowRankLinear
 from lorap_exp.ops.low_rank import principal_outputs
-from lorap_exp.planning.plan import Plan
-from lorap_exp.training.loop import Curve, Schedule, train
+from lorap_exp.planning.edits import Edit, Factor
+from lorap_exp.training.loop import Schedule, train
 
 
 @dataclass(frozen=True, config={"extra": "forbid"})
-class LoraRecovery:
+class LoraRecovery(Step):
     """LoRA over every projection of the decoder.
 
     Attributes:
@@ -66,6 +64,9 @@ class LoraRecovery:
     evaluate_every: Annotated[int, Field(ge=1)]
     seed: int
 
+    reach: ClassVar[Literal["block", "model"]] = "model"
+    trains: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         if self.text != "alpaca" and self.samples is None:
             raise ValueError("samples must be set for a text, got null")
@@ -87,19 +88,20 @@ class LoraRecovery:
             loss_scale=2.0**14 if dtype == torch.float16 else 1.0,
         )
 
-    def examples(
-        self, tokenizer: PreTrainedTokenizerBase, data: DataSource, bos: int | None
-    ) -> list[Example]:
+    def lengths(self) -> dict[str, int]:
+        return {"cutoff": self.cutoff}
+
+    def read(self, texts: Texts) -> list[Example]:
         """Instructions, or windows of text, in a random order that the seed decides.
 
         The first `validation_samples` are the held-out ones; they share no document with the rest.
         """
         if self.text == "alpaca":
-            rows = read_instructions(self.file or data.instructions())
+            rows = read_instructions(self.file or texts.data.instructions())
             random.Random(self.seed).shuffle(rows)
-            found = encode(rows[: self.samples], tokenizer, self.cutoff)
+            found = encode(rows[: self.samples], texts.tokenizer, self.cutoff)
         else:
-            found = windows(self._windows(tokenizer, data, bos))
+            found = windows(self._windows(texts))
         if len(found) <= self.validation_samples:
             raise LorapError(
                 f"method.stages.recovery.validation_samples must be below the {len(found)} "
@@ -107,12 +109,10 @@ class LoraRecovery:
             )
         return found
 
-    def _windows(
-        self, tokenizer: PreTrainedTokenizerBase, data: DataSource, bos: int | None
-    ) -> Tensor:
+    def _windows(self, texts: Texts) -> Tensor:
         """Windows of disjoint documents: the held-out ones first."""
         assert self.samples is not None
-        documents = read_text(self.text, self.split, data, "method.stages.recovery")
+        documents = read_text(self.text, self.split, texts.data, "method.stages.recovery")
         random.Random(self.seed).shuffle(documents)
         held = min(self.validation_samples, self.samples - 1)
         cut = max(1, round(len(documents) * held / self.samples))
@@ -121,30 +121,22 @@ class LoraRecovery:
             [
                 sample_windows(
                     part,
-                    tokenizer,
+                    texts.tokenizer,
                     samples=samples,
                     length=self.cutoff,
                     seed=self.seed,
-                    bos=bos,
+                    bos=texts.bos,
                     setting="method.stages.recovery.samples x cutoff",
                 )
                 for part, samples in parts
             ]
         )
 
-    def recover(
-        self,
-        model: PreTrainedModel,
-        plan: Plan,
-        examples: Sequence[Example],
-        folder: Path,
-        progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
-    ) -> tuple[PreTrainedModel, Plan, Curve]:
-        """Tune a compressed model in place.
-
-        Returns:
-            The model, the plan with the ranks it now has, and the loss curve.
-        """
+    def apply(
+        self, part: Whole, edits: Sequence[Edit], seen: object, carry: Carry
+    ) -> Sequence[Edit]:
+        """Tune the compressed model in place; return the ranks that it now has."""
+        model, examples = part.model, part.read
         held = examples[: self.validation_samples]
         training = examples[self.validation_samples :]
         factored = factored_layers(model)
@@ -165,19 +157,18 @@ class LoraRecovery:
             losses = [batch_loss(adapted, part, pad).item() * len(part) for part in parts]
             return sum(losses) / len(held)
 
-        curve = train(
+        part.curves["recovery"] = train(
             {name: p for name, p in adapted.named_parameters() if p.requires_grad},
             training,
             loss,
             validate,
             schedule=self.schedule(len(training), model.dtype),
-            folder=folder,
-            progress=progress,
+            folder=part.folder,
+            progress=part.bars("recovery", "step"),
         )
         merged = adapted.merge_and_unload().eval().requires_grad_(False)
-        if self.path == "published":
-            plan = self._factor_again(merged, plan, factored)
-        return merged, plan, curve
+        part.model = merged
+        return self._factor_again(merged, factored) if self.path == "published" else ()
 
     def _adapt(self, model: PreTrainedModel) -> Any:
         """The model with fresh adapters; their initialisation follows from the seed."""
@@ -192,24 +183,23 @@ class LoraRecovery:
         return get_peft_model(model, settings)
 
     def _factor_again(
-        self, model: PreTrainedModel, plan: Plan, factored: Mapping[str, LowRankLinear]
-    ) -> Plan:
+        self, model: PreTrainedModel, factored: Mapping[str, LowRankLinear]
+    ) -> list[Edit]:
         """Plain SVD at rank k + r, where that still saves parameters."""
-        larger = {}
-        for path, before in factored.items():
-            linear: Any = model.get_submodule(path)
-            rank, (outs, ins) = before.rank + self.rank, linear.weight.shape
-            if rank * (outs + ins) < outs * ins:
-                larger[path] = rank
-                basis, _ = principal_outputs(linear.weight, None)
-                model.set_submodule(path, factorise(linear, basis, rank))
-        family = decoder_family(model)
-        blocks = []
-        for position, block in enumerate(plan.blocks):
-            paths = {name: family.path(position, name) for name in block.ranks}
-            ranks = {name: larger[path] for name, path in paths.items() if path in larger}
-            blocks.append(replace(block, ranks=ranks))
-        return replace(plan, blocks=tuple(blocks))
+        family, edits = decoder_family(model), list[Edit]()
+        for position, block in enumerate(blocks_of(model)):
+            for name in block.family.matrices:
+                before = factored.get(family.path(position, name))
+                if before is None:
+                    continue
+                linear = block.linear(name)
+                rank, (outs, ins) = before.rank + self.rank, linear.weight.shape
+                saves = rank * (outs + ins) < outs * ins
+                edits.append(Factor(block.index, name, rank if saves else None))
+                if saves:
+                    basis, _ = principal_outputs(linear.weight, None)
+                    block.replace(name, factorise(linear, basis, rank))
+        return edits
 
 
 def factored_layers(model: PreTrainedModel) -> dict[str, LowRankLinear]:

@@ -1,6 +1,6 @@
-"""Low-rank factorisation of projections: LoRAP's attention stage (arXiv 2404.09695, 3.1)."""
+"""Low-rank factorisation of projections: LoRAP's attention step (arXiv 2404.09695, 3.1)."""
 
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Annotated, Literal
@@ -10,23 +10,30 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from lorap_exp.calibration.statistics import SecondMoment, SquaredNorm
-from lorap_exp.calibration.walk import Statistic, Statistics
+from lorap_exp.calibration.evidence import Evidence, Survey
+from lorap_exp.calibration.probes import Probe
+from lorap_exp.calibration.walk import Visit
 from lorap_exp.errors import LorapError
+from lorap_exp.methods.contract import Carry, Part, Step
 from lorap_exp.models.families import Block
 from lorap_exp.models.modeling_compressed import LowRankLinear, reshape_linear
 from lorap_exp.ops.low_rank import principal_outputs, split
-from lorap_exp.planning.plan import BlockPlan, BlockShape, Price
+from lorap_exp.planning.edits import Edit, Factor
+from lorap_exp.planning.knapsack import Knapsack
+from lorap_exp.planning.options import Option, edits_of, rank_option
 from lorap_exp.planning.rounding import Rounding
-from lorap_exp.planning.rules import PublishedRanks, Rule, SpectrumRanks, UniformRanks
+from lorap_exp.planning.rules import PublishedRanks, Rule, Uniform
+from lorap_exp.planning.shapes import Shape
 
 MatrixName = Literal["q", "k", "v", "o", "gate", "up", "down"]
 Metric = Literal["svd", "awsvd", "afm", "activation"]
+GROUPS = (("q", "k", "v"), ("o",), ("gate", "up"), ("down",))
+"""Matrices that read the same activations."""
 ZERO_NORM = 1e-4
 
 
 @dataclass(frozen=True, config={"extra": "forbid"})
-class LowRank:
+class LowRank(Step):
     """W ~ L R for each target, optimal under `metric`.
 
     Attributes:
@@ -49,52 +56,63 @@ class LowRank:
     uniform: bool
 
     @property
+    def sized(self) -> Sequence[str]:
+        return self.targets
+
+    @property
     def rule(self) -> Rule:
         rounding = Rounding(self.round_to, self.uniform)
-        if self.allocation == "uniform":
-            return UniformRanks(rounding)
-        if self.allocation == "spectrum":
-            return SpectrumRanks(rounding)
-        return PublishedRanks(self.value_output_share, rounding)
+        if self.allocation == "published":
+            return PublishedRanks(self.value_output_share, rounding)
+        return Uniform(rounding)
 
-    def prices(self, shape: BlockShape) -> list[Price]:
-        found = []
-        for matrix in (shape.matrices[name] for name in self._present(shape.matrices)):
-            outs, ins = matrix.out_features, matrix.in_features
-            sizes = (outs * ins, outs + ins, min(outs, ins))
-            found.append(Price(shape.index, matrix.name, "rank", *sizes))
-        return found
+    def options(self, shape: Shape, seen: Survey | None) -> list[Option]:
+        return [
+            rank_option(block.index, block.matrices[name])
+            for block in shape.blocks
+            for name in self.targets
+            if name in block.matrices
+        ]
 
-    def statistics(self) -> Mapping[str, Mapping[str, Callable[[], Statistic]]]:
-        return {name: dict(metric_statistics(self.metric)) for name in self.targets}
+    def visits(self, present: Sequence[str]) -> list[Visit]:
+        groups = [tuple(n for n in self.targets if n in g and n in present) for g in GROUPS]
+        groups = [group for group in groups if group]
+        if self.allocation == "spectrum":  # the ranks of a block are chosen together
+            groups = [tuple(name for group in groups for name in group)]
+        return [Visit(names, tuple(self.probes(names))) for names in groups]
 
-    def refine(self, block: Block, plan: BlockPlan, statistics: Statistics) -> BlockPlan:
-        rule = self.rule
-        if not isinstance(rule, SpectrumRanks):
-            return plan
-        names = self._present(block.family.matrices)
-        shape, prices = block.shape(), self.prices(block.shape())
-        budget = sum(plan.shapes(shape)[name].parameters for name in names)
-        if budget == sum(price.dense for price in prices):
-            return plan
-        spectra = []
-        for name in names:
-            spectra.append(self._principal(block, name, statistics)["energies"].tolist())
-        sizes = dict(zip(names, rule.refine(prices, spectra, budget), strict=True))
-        ranks = {name: rank for name, rank in plan.ranks.items() if name not in names}
-        return replace(plan, ranks=ranks | {n: r for n, r in sizes.items() if r is not None})
+    def probes(self, names: Sequence[str]) -> Iterable[Probe]:
+        return metric_probes(self.metric, names)
 
-    def compress(self, block: Block, plan: BlockPlan, statistics: Statistics) -> None:
-        for name in self._present(block.family.matrices):
-            if name in plan.ranks:
-                basis = self._principal(block, name, statistics)["basis"]
-                block.replace(name, factorise(block.linear(name), basis, plan.ranks[name]))
+    def apply(
+        self, part: Part, edits: Sequence[Edit], seen: Evidence, carry: Carry
+    ) -> Sequence[Edit]:
+        ranks = {e.matrix: e for e in edits if isinstance(e, Factor) and e.matrix in part.names}
+        if self.allocation == "spectrum" and ranks:
+            ranks = self._respend(part, ranks, seen)
+        for name, edit in ranks.items():
+            assert edit.rank is not None
+            basis = self._principal(part.block, name, seen)["basis"]
+            part.block.replace(name, factorise(part.block.linear(name), basis, edit.rank))
+        return list(ranks.values())
 
-    def _present(self, matrices: Container[str]) -> list[str]:
-        """Targets that the family has: a two-matrix MLP has no gate."""
-        return [name for name in self.targets if name in matrices]
+    def _respend(self, part: Part, ranks: dict[str, Factor], seen: Evidence) -> dict[str, Factor]:
+        """The block's parameters where they save most energy, each matrix's counted as one."""
+        options = []
+        for name in part.names:
+            energies = self._principal(part.block, name, seen)["energies"]
+            lost = 1 - energies.cumsum(0) / energies.sum().clamp_min(1e-300)
+            damage = (1.0, *lost.clamp_min(0).tolist())
+            option = rank_option(part.block.index, part.shape.matrices[name])
+            options.append(replace(option, damage=damage[: option.full + 1]))
+        budget = sum(
+            option.cost(ranks[option.name].rank if option.name in ranks else None)
+            for option in options
+        )
+        sizes = Knapsack(Rounding(self.round_to, self.uniform)).spend(options, budget)
+        return {e.matrix: e for e in edits_of(options, sizes) if isinstance(e, Factor)}
 
-    def _principal(self, block: Block, name: str, statistics: Statistics) -> dict[str, Tensor]:
+    def _principal(self, block: Block, name: str, seen: Evidence) -> dict[str, Tensor]:
         """Basis and energies of a matrix, for every rank: computed once, shared where they can be.
 
         Raises:
@@ -102,13 +120,13 @@ class LowRank:
         """
 
         def compute() -> dict[str, Tensor]:
-            metric = metric_of(self.metric, name, statistics, self.exponent)
+            metric = metric_of(self.metric, name, seen, self.exponent)
             with naming(name, block):
                 basis, energies = principal_outputs(block.weight(name), metric)
             return {"basis": basis, "energies": energies}
 
         label = f"{name} {self.metric} {self.exponent}"
-        return statistics.derive(label, compute, inputs=self.metric != "svd")
+        return seen.derive(label, compute, inputs=self.metric != "svd")
 
 
 @contextmanager
@@ -120,35 +138,40 @@ def naming(name: str, block: Block) -> Iterator[None]:
         raise LorapError(f"compress: {name} in block {block.index}: {error}") from error
 
 
-def metric_statistics(metric: Metric) -> Mapping[str, Callable[[], Statistic]]:
-    """What a metric must know of the input of a matrix."""
+def metric_probes(metric: Metric, names: Sequence[str]) -> list[Probe]:
+    """What a metric must know of the inputs of these matrices."""
     if metric == "svd":
-        return {}
-    if metric == "awsvd":
-        return {"squared_norm": SquaredNorm}
-    return {"second_moment": SecondMoment}
+        return []
+    what = "squared_norm" if metric == "awsvd" else "second_moment"
+    return [Probe(name, what) for name in names]
 
 
-def metric_of(
-    metric: Metric, name: str, statistics: Statistics, exponent: float = 1.0
-) -> Tensor | None:
+def metric_of(metric: Metric, name: str, seen: Evidence, exponent: float = 1.0) -> Tensor | None:
     """M of `ops.low_rank` for one matrix; an exactly zero norm counts as 1e-4 (public code)."""
     if metric == "svd":
         return None
     if metric == "awsvd":
-        norms = statistics[name, "squared_norm"].sqrt()
-        return norms.where(norms > 0, ZERO_NORM) ** (2 * exponent)
-    moments = statistics[name, "second_moment"]
-    return moments.covariance if metric == "afm" else moments.second
+        norms = seen[Probe(name, "squared_norm")].sqrt()
+        weights: Tensor = norms.where(norms > 0, ZERO_NORM) ** (2 * exponent)
+        return weights
+    moments = seen[Probe(name, "second_moment")]
+    found: Tensor = moments.covariance if metric == "afm" else moments.second
+    return found
 
 
 @torch.no_grad()
 def factorise(linear: nn.Linear, basis_OK: Tensor, rank: int) -> LowRankLinear:
     """A linear layer of the given rank with the bias of the dense one."""
-    low_rank = reshape_linear(linear, rank=rank)
     left, right = split(linear.weight, basis_OK.to(linear.weight.device), rank)
-    low_rank.left.weight.copy_(left)
-    low_rank.right.weight.copy_(right)
+    return factored(linear, left, right)
+
+
+@torch.no_grad()
+def factored(linear: nn.Linear, left_OR: Tensor, right_RI: Tensor) -> LowRankLinear:
+    """A factorised layer in the place of a dense one, with its bias, dtype and device."""
+    low_rank = reshape_linear(linear, rank=len(right_RI))
+    low_rank.left.weight.copy_(left_OR)
+    low_rank.right.weight.copy_(right_RI)
     if linear.bias is not None:
         low_rank.left.bias.copy_(linear.bias)
     return low_rank.requires_grad_(False)

@@ -7,7 +7,6 @@ the tokenizer. `AutoModelForCausalLM` opens it after `import lorap_exp`, or anyw
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,6 @@ from lorap_exp.models.families import (
     Family,
     decoder_family,
     family_of,
-    module_shapes,
-    shapes_of,
 )
 from lorap_exp.models.loading import meta_model
 from lorap_exp.models.modeling_compressed import (
@@ -36,11 +33,8 @@ from lorap_exp.models.modeling_compressed import (
     join_fused,
     reshape_linear,
 )
-from lorap_exp.planning.plan import BlockPlan, Plan, Removal
 
 DECODER = ("attention", "mlp", "replacement")
-PER_LAYER = ("layer_types",)
-"""Lists of stock configurations with one entry for each layer."""
 """The parts whose parameters a ratio counts."""
 
 
@@ -52,45 +46,28 @@ def register() -> None:
 
 
 def as_compressed(
-    model: PreTrainedModel, plan: Plan, dense: PreTrainedConfig | None = None
+    model: PreTrainedModel, settings: Mapping[str, Any], dense: PreTrainedConfig
 ) -> PreTrainedModel:
     """The same weights under the compressed architecture, without copying them.
 
-    Args:
-        model: rewritten to the sizes of the plan; `shorten` has removed its layers, if any.
-        plan: as carried out.
-        dense: configuration of the original model; that of `model` where it is still its own.
-
     Raises:
-        RuntimeError: the weights' shapes are not those of the plan.
+        RuntimeError: the weights' shapes are not those of the settings.
     """
-    dense = dense or model.config
     _, model_class = COMPRESSED[dense.model_type]
-    return _rebuild(model, model_class, planned_config(dense, plan))
+    return _rebuild(model, model_class, compressed_config(dense, settings))
 
 
 def shorten(
-    model: PreTrainedModel, removal: Removal, replacements: Mapping[int, nn.Module]
+    model: PreTrainedModel, keep: Sequence[int | nn.Module], settings: Mapping[str, Any]
 ) -> PreTrainedModel:
-    """A dense model without the removed layers, as a compressed architecture; weights are shared.
-
-    Args:
-        model: dense.
-        removal: which layers go, and what stands in their place.
-        replacements: the module of each replacement, by its start.
-    """
+    """A dense model with other layers, as a compressed architecture; weights are shared."""
     family = family_of(model.config.model_type)
-    blocks = removal.remaining(shapes_of(model))
-    plan = Plan(0.0, tuple(BlockPlan(block.index) for block in blocks), removal)
-    _, model_class = COMPRESSED[model.config.model_type]
     layers = model.get_submodule(family.layers)
-    kept = [
-        replacements.get(block.index, layers.get_submodule(str(block.index))) for block in blocks
-    ]
     original = list(layers.children())
+    kept = [original[layer] if isinstance(layer, int) else layer for layer in keep]
     try:
         _set_layers(layers, kept)
-        return _rebuild(model, model_class, planned_config(model.config, plan))
+        return as_compressed(model, settings, model.config)
     finally:
         _set_layers(layers, original)
 
@@ -99,81 +76,48 @@ def _set_layers(container: nn.Module, layers: Sequence[nn.Module]) -> None:
     container._modules = {str(position): layer for position, layer in enumerate(layers)}
 
 
-def planned_config(dense: PreTrainedConfig, plan: Plan) -> PreTrainedConfig:
-    """The compressed architecture's configuration: plan and dense configuration say it all."""
+def compressed_config(dense: PreTrainedConfig, settings: Mapping[str, Any]) -> PreTrainedConfig:
+    """The compressed architecture's configuration."""
     config_class, _ = COMPRESSED[dense.model_type]
-    settings = _settings(dense) | {"compressed_modules": planned_shapes(dense, plan)}
-    return config_class(**settings | _layer_settings(dense, plan))
+    own = {key: value for key, value in settings.items() if key != "stock"}
+    return config_class(**_settings(dense) | settings.get("stock", {}) | own)
 
 
-def _layer_settings(dense: PreTrainedConfig, plan: Plan) -> dict[str, Any]:
-    """What removing layers changes in a configuration: their number, and lists by layer."""
-    if not plan.removal.layers:
-        return {}
-    numbers = [block.index for block in plan.blocks]
-    lists = {
-        name: [value[number] for number in numbers]
-        for name, value in _settings(dense).items()
-        if name in PER_LAYER and value is not None
-    }
-    replaced = plan.removal.by_start
-    modules = {
-        str(position): {"kind": replaced[number].kind, "residual": replaced[number].residual}
-        for position, number in enumerate(numbers)
-        if number in replaced and not replaced[number].is_block
-    }
-    settings = {"num_hidden_layers": len(numbers), "original_layers": numbers}
-    return lists | settings | ({"replaced_layers": modules} if modules else {})
-
-
-def planned_shapes(dense: PreTrainedConfig, plan: Plan) -> dict[str, dict[str, int]]:
-    """`compressed_modules` of a plan over the dense configuration."""
-    return module_shapes(plan, shapes_of(meta_model(dense)), family_of(dense.model_type))
-
-
-def export(model: PreTrainedModel, dense: PreTrainedConfig, plan: Plan, form: str) -> Any:
-    """The model in the form in which it is saved and scored.
-
-    Args:
-        model: from `as_compressed`.
-        dense: configuration of the dense model.
-        plan: as carried out.
-        form: "factored" keeps the factors, "dense" multiplies them out (in float32). In either
-            form, a model that a stock configuration describes becomes a stock architecture.
-    """
+def export(model: PreTrainedModel, dense: PreTrainedConfig, form: str) -> Any:
+    """The model in the form in which it is saved and scored."""
     if form == "dense":
-        plan = replace(plan, blocks=tuple(replace(block, ranks={}) for block in plan.blocks))
+        modules = {path: dict(shape) for path, shape in model.config.compressed_modules.items()}
         for path, module in list(model.named_modules()):
             if isinstance(module, LowRankLinear):
                 model.set_submodule(path, multiply_out(module))
-        model.config.compressed_modules = planned_shapes(dense, plan)
-    changes = stock_changes(dense, plan)
+                modules[path].pop("rank")
+        model.config.compressed_modules = {path: s for path, s in modules.items() if s}
+    changes = stock_settings(model.config)
     if changes is None:
         return model
     stock = type(dense)(**_settings(dense) | changes)
     return _rebuild(join_fused(model), type(meta_model(stock)), stock)
 
 
-def stock_changes(dense: PreTrainedConfig, plan: Plan) -> dict[str, Any] | None:
-    """Settings of the stock configuration that describe a plan; None when nothing stock does.
-
-    Every layer must be a decoder layer of the family, with the same widths and no factors.
-    """
-    shapes = {(tuple(block.ranks), tuple(block.widths.items())) for block in plan.blocks}
-    if len(shapes) > 1 or not all(r.is_block for r in plan.removal.replacements):
+def stock_settings(config: PreTrainedConfig) -> dict[str, Any] | None:
+    """Settings of the stock configuration; None when nothing stock describes the model."""
+    if config.replaced_layers:
         return None
-    ranks, widths = shapes.pop()
-    sizes, changes = dict(widths), _layer_settings(dense, plan)
-    if ranks:
-        return None
-    if "mlp" in sizes:
-        width = "ffn_dim" if dense.model_type == "opt" else "intermediate_size"
-        changes[width] = sizes["mlp"]
-    if "heads" in sizes:
-        heads = dense.num_attention_heads // dense.num_key_value_heads * sizes["heads"]
-        if dense.hidden_size % heads or getattr(dense, "head_dim", None) is None:
+    changes: dict[str, Any] = {"num_hidden_layers": config.num_hidden_layers}
+    if getattr(config, "layer_types", None):
+        changes["layer_types"] = config.layer_types
+    modules = config.compressed_modules or {}
+    widths = set()
+    for path, shape in modules.items():
+        if set(shape) - {"out_features", "in_features"} or ".self_attn." in path:
             return None
-        changes |= {"num_attention_heads": heads, "num_key_value_heads": sizes["heads"]}
+        if set(shape) == {"in_features"}:
+            widths.add(shape["in_features"])
+    if modules:
+        if len(widths) > 1 or len(modules) % config.num_hidden_layers:
+            return None
+        width = "ffn_dim" if config.model_type.endswith("opt") else "intermediate_size"
+        changes[width] = widths.pop()
     return changes
 
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from lorap_exp.errors import LorapError
 from lorap_exp.models.modeling_compressed import LowRankLinear, ReplacedLayer
-from lorap_exp.planning.plan import BlockShape, MatrixShape, Plan
+from lorap_exp.planning.shapes import BlockShape, MatrixShape
 
 LLAMA = {
     "q": "self_attn.q_proj",
@@ -102,6 +102,15 @@ class Block:
     groups: int
     """Key-value heads, 0 where their number is fixed."""
 
+    def has(self, place: str) -> bool:
+        """Whether it is there: a matrix by its name, or one of the residual stream."""
+        return place in self.family.matrices or place in ("residual", "middle")
+
+    def norms_of(self, module: nn.Module) -> tuple[nn.Module, nn.Module]:
+        """The norms before attention and before the MLP, of this block or a copy of it."""
+        names = ("input_layernorm", "post_attention_layernorm")
+        return module.get_submodule(names[0]), module.get_submodule(names[1])
+
     def linear(self, name: str) -> nn.Linear:
         return self.module.get_submodule(self.family.matrices[name])  # type: ignore[return-value]
 
@@ -154,23 +163,3 @@ def blocks_of(model: PreTrainedModel) -> list[Block]:
 def shapes_of(model: PreTrainedModel) -> list[BlockShape]:
     """The compressible shapes of a dense model."""
     return [block.shape() for block in blocks_of(model)]
-
-
-def module_shapes(
-    plan: Plan, dense: Sequence[BlockShape], family: Family
-) -> dict[str, dict[str, int]]:
-    """`compressed_modules` of the configuration: what the plan changes, by module path."""
-    shapes: dict[str, dict[str, int]] = {}
-    remaining = plan.removal.remaining(dense)
-    for position, (block, before) in enumerate(zip(plan.blocks, remaining, strict=True)):
-        for name, planned in block.shapes(before).items():
-            matrix, shape = before.matrices[name], {}
-            if planned.out_features != matrix.out_features:
-                shape["out_features"] = planned.out_features
-            if planned.in_features != matrix.in_features:
-                shape["in_features"] = planned.in_features
-            if planned.rank is not None:
-                shape["rank"] = planned.rank
-            if shape:
-                shapes[family.path(position, name)] = shape
-    return shapes

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lorap_exp.planning.plan import Price
+from lorap_exp.planning.options import Option
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,11 @@ class Rounding:
     multiple: int = 1
     uniform: bool = True
 
-    def apply(self, prices: Sequence[Price], targets: Sequence[float | None]) -> list[int | None]:
+    def step(self, option: Option) -> int:
+        """Multiples of this are the sizes that an option can have."""
+        return math.lcm(self.multiple, option.step)
+
+    def apply(self, options: Sequence[Option], targets: Sequence[float | None]) -> list[int | None]:
         """Rounded sizes; None stays None, and a rank that saves nothing becomes None.
 
         Raises:
@@ -26,21 +30,23 @@ class Rounding:
         """
         carried: dict[str, float] = {}
         sizes: list[int | None] = []
-        for price, target in zip(prices, targets, strict=True):
+        for option, target in zip(options, targets, strict=True):
             if target is None:
                 sizes.append(None)
                 continue
-            wanted = target + (0.0 if self.uniform else carried.get(price.name, 0.0))
-            size = math.floor(wanted / self.multiple + 1e-9) * self.multiple
-            carried[price.name] = wanted - size
-            sizes.append(self._checked(price, size))
+            wanted = target + (0.0 if self.uniform else carried.get(option.name, 0.0))
+            step = self.step(option)
+            size = math.floor(wanted / step + 1e-9) * step
+            carried[option.name] = wanted - size
+            sizes.append(self._checked(option, size))
         return sizes
 
-    def _checked(self, price: Price, size: int) -> int | None:
-        if size < self.multiple:
+    def _checked(self, option: Option, size: int) -> int | None:
+        step = self.step(option)
+        if size < step:
             raise ValueError(
-                f"the {price.kind} of {price.name} in block {price.block} must be at least "
-                f"{self.multiple}, got {size}: lower the ratio, choose a more even allocation or "
+                f"the {option.kind} of {option.name} in block {option.block} must be at least "
+                f"{step}, got {size}: lower the ratio, choose a more even allocation or "
                 f"round to a smaller multiple"
             )
-        return None if size >= price.break_even else size
+        return None if size >= option.break_even else size

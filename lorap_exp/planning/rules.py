@@ -1,34 +1,41 @@
-"""Rank and width allocation: prices and a ratio in, sizes out.
+"""From options and a ratio to sizes.
 
 `PublishedRanks` is LoRAP's rule (arXiv 2404.09695, section 3.2, and its public code) written by
 parameter cost, so that it holds for grouped-query attention and gives exactly the published ranks
 for square matrices. `PublishedWidths` is the MLP budget with its kept least important fraction.
+Rules that use measured damage are in `planning.knapsack`.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Protocol
 
-from lorap_exp.planning.plan import Price
+from lorap_exp.planning.options import Option
 from lorap_exp.planning.rounding import Rounding
 
 
 class Rule(Protocol):
-    """Turns prices and a ratio into sizes; None keeps the dense form."""
+    """Turns options and the ratio of parameters to remove into sizes; None stays dense."""
 
-    def allocate(self, prices: Sequence[Price], ratio: float) -> list[int | None]: ...
+    def choose(self, options: Sequence[Option], ratio: float) -> list[int | None]: ...
 
 
 @dataclass(frozen=True)
-class UniformRanks:
-    """Every matrix keeps the same share of its parameters."""
+class Uniform:
+    """Everything keeps the same share of its parameters."""
 
     rounding: Rounding
 
-    def allocate(self, prices: Sequence[Price], ratio: float) -> list[int | None]:
-        targets = [int((1 - ratio) * price.break_even) for price in prices]
-        return self.rounding.apply(prices, targets)
+    def choose(self, options: Sequence[Option], ratio: float) -> list[int | None]:
+        targets = [float(self._target(option, ratio)) for option in options]
+        return self.rounding.apply(options, targets)
+
+    def _target(self, option: Option, ratio: float) -> float:
+        if option.kind == "width":
+            return (1 - ratio) * option.full
+        return int(option.size_for(1 - ratio))
 
 
 @dataclass(frozen=True)
@@ -43,103 +50,42 @@ class PublishedRanks:
     value_output_share: float
     rounding: Rounding
 
-    def allocate(self, prices: Sequence[Price], ratio: float) -> list[int | None]:
+    def choose(self, options: Sequence[Option], ratio: float) -> list[int | None]:
         targets: list[float | None] = []
-        for _, group in groupby(prices, key=lambda price: price.block):
+        for _, group in groupby(options, key=lambda option: option.block):
             targets += self._targets(list(group), ratio)
-        return self.rounding.apply(prices, targets)
+        return self.rounding.apply(options, targets)
 
-    def _targets(self, prices: list[Price], ratio: float) -> list[float | None]:
+    def _targets(self, options: list[Option], ratio: float) -> list[float | None]:
         """The ranks of one block."""
         dense = {
-            favoured: sum(p.dense for p in prices if (p.name in "vo") == favoured)
+            favoured: sum(o.dense for o in options if (o.name in "vo") == favoured)
             for favoured in (True, False)
         }
         if not dense[True] or not dense[False]:
-            return [int((1 - ratio) * price.break_even) for price in prices]
+            return [int(option.size_for(1 - ratio)) for option in options]
         total, share = dense[True] + dense[False], self.value_output_share
 
-        def rank(price: Price) -> int:
-            uniform = int((1 - ratio) * price.break_even)
-            if price.name in "vo":
+        def rank(option: Option) -> int:
+            uniform = int(option.size_for(1 - ratio))
+            if option.name in "vo":
                 return int(uniform * (total / dense[True]) * share / (1 + share))
             return int(uniform * (total / dense[False]) / (1 + share))
 
-        favoured = [price for price in prices if price.name in "vo"]
-        if all(rank(price) >= price.break_even for price in favoured):
+        favoured = [option for option in options if option.name in "vo"]
+        if all(rank(option) >= option.break_even for option in favoured):
             return [
-                None if price in favoured else _remainder(price, dense, ratio) for price in prices
+                None if option in favoured else _remainder(option, dense, ratio)
+                for option in options
             ]
-        return [rank(price) for price in prices]
+        return [rank(option) for option in options]
 
 
-def _remainder(price: Price, dense: dict[bool, int], ratio: float) -> int:
+def _remainder(option: Option, dense: dict[bool, int], ratio: float) -> int:
     """Rank of a query or key matrix when value and output are dense and it pays for both."""
     total = dense[True] + dense[False]
-    whole = int((1 - ratio) * price.break_even * (total / dense[False]))
-    return whole - int(price.break_even * (dense[True] / dense[False]))
-
-
-@dataclass(frozen=True)
-class SpectrumRanks:
-    """Ranks by marginal loss per parameter, once the spectra of a block are known.
-
-    `allocate` gives each block its budget (uniform ranks); `refine` spends it: the next rank goes
-    to the matrix whose next eigenvalue, as a share of that matrix's energy, is largest for its
-    cost. A matrix whose factors would cost as much as it does stays dense and pays for that.
-    """
-
-    rounding: Rounding
-
-    def allocate(self, prices: Sequence[Price], ratio: float) -> list[int | None]:
-        return UniformRanks(self.rounding).allocate(prices, ratio)
-
-    def refine(
-        self, prices: Sequence[Price], energies: Sequence[Sequence[float]], budget: int
-    ) -> list[int | None]:
-        """Sizes of one block that cost at most `budget`.
-
-        Args:
-            prices: of the matrices of one block.
-            energies: for each matrix, squared singular values under the metric, descending.
-            budget: parameters.
-        """
-        dense: set[int] = set()
-        while True:
-            left = budget - sum(prices[i].dense for i in dense)
-            open_ = [i for i in range(len(prices)) if i not in dense]
-            ranks = self._greedy([prices[i] for i in open_], [energies[i] for i in open_], left)
-            saturated = {
-                i
-                for i, rank in zip(open_, ranks, strict=True)
-                if rank + self.rounding.multiple > prices[i].break_even
-            }
-            affordable = left - sum(prices[i].dense for i in saturated)
-            rest = [i for i in open_ if i not in saturated]
-            least = self.rounding.multiple * sum(prices[i].per_unit for i in rest)
-            if not saturated or affordable < least:
-                found = dict(zip(open_, ranks, strict=True))
-                return [None if i in dense else found[i] for i in range(len(prices))]
-            dense |= saturated
-
-    def _greedy(
-        self, prices: Sequence[Price], energies: Sequence[Sequence[float]], budget: int
-    ) -> list[int]:
-        step = self.rounding.multiple
-        ranks = [step] * len(prices)
-        left = budget - sum(step * price.per_unit for price in prices)
-        gains = []
-        for i, (price, energy) in enumerate(zip(prices, energies, strict=True)):
-            total = sum(energy) or 1.0
-            for rank in range(step, int(price.break_even) - step + 1, step):
-                gain = sum(energy[rank : rank + step]) / total / (step * price.per_unit)
-                gains.append((-gain, rank, i))
-        for _, rank, i in sorted(gains):
-            cost = step * prices[i].per_unit
-            if cost <= left and rank == ranks[i]:
-                ranks[i] += step
-                left -= cost
-        return ranks
+    whole = int((1 - ratio) * option.break_even * (total / dense[False]))
+    return whole - int(option.break_even * (dense[True] / dense[False]))
 
 
 @dataclass(frozen=True)
@@ -152,15 +98,15 @@ class PublishedWidths:
     keep_least: float
     rounding: Rounding
 
-    def allocate(self, prices: Sequence[Price], ratio: float) -> list[int | None]:
-        return self.rounding.apply(prices, [self._width(price, ratio) for price in prices])
+    def choose(self, options: Sequence[Option], ratio: float) -> list[int | None]:
+        return self.rounding.apply(options, [self._width(option, ratio) for option in options])
 
-    def _width(self, price: Price, ratio: float) -> int | None:
-        pruned = int((ratio + self.keep_least) * price.full) - self.kept_least(price.full)
-        width = price.full - pruned
-        if width <= self.kept_least(price.full):
+    def _width(self, option: Option, ratio: float) -> int | None:
+        pruned = int((ratio + self.keep_least) * option.full) - self.kept_least(option.full)
+        width = option.full - pruned
+        if width <= self.kept_least(option.full):
             raise ValueError(
-                f"ratio + keep_least must be below 1 to leave channels in block {price.block}, "
+                f"ratio + keep_least must be below 1 to leave channels in block {option.block}, "
                 f"got {ratio} + {self.keep_least}"
             )
         return None if pruned == 0 else width
@@ -170,10 +116,54 @@ class PublishedWidths:
 
 
 @dataclass(frozen=True)
-class UniformWidths:
-    """Every block keeps the same share of its units, to the rounding."""
+class LayerShares:
+    """Each block its own ratio: L s softmax(-importance / T), at most `cap` (MoDeGPT, 2408.09632).
 
+    What blocks above the cap cannot give is taken from the others in proportion. Without a measured
+    importance every block has the same ratio.
+    """
+
+    temperature: float
+    cap: float
     rounding: Rounding
 
-    def allocate(self, prices: Sequence[Price], ratio: float) -> list[int | None]:
-        return self.rounding.apply(prices, [(1 - ratio) * price.full for price in prices])
+    def choose(self, options: Sequence[Option], ratio: float) -> list[int | None]:
+        costs: dict[int, int] = {}
+        for option in options:
+            costs[option.block] = costs.get(option.block, 0) + option.dense
+        importance = {option.block: option.importance for option in options}
+        ratios = self.ratios(costs, importance, ratio)
+        uniform = Uniform(self.rounding)
+        sizes = [uniform._target(option, ratios[option.block]) for option in options]
+        return self.rounding.apply(options, [float(size) for size in sizes])
+
+    def ratios(
+        self, costs: dict[int, int], importance: dict[int, float | None], ratio: float
+    ) -> dict[int, float]:
+        """The ratio of each block; their mean, weighted by cost, is `ratio`.
+
+        Raises:
+            ValueError: the cap is below the ratio.
+        """
+        if ratio > self.cap:
+            raise ValueError(f"the cap of a layer must be at least the ratio, got {self.cap}")
+        known = [value for value in importance.values() if value is not None]
+        if len(known) < len(costs):
+            return dict.fromkeys(costs, ratio)
+        highest = -min(known)
+        weights = {
+            block: math.exp((-value - highest) / self.temperature)
+            for block, value in importance.items()
+            if value is not None
+        }
+        total, capped = ratio * sum(costs.values()), set[int]()
+        while True:
+            left = total - sum(self.cap * costs[block] for block in capped)
+            free = {block: w for block, w in weights.items() if block not in capped}
+            unit = left / sum(costs[block] * w for block, w in free.items()) if free else 0.0
+            over = {block for block, w in free.items() if unit * w > self.cap}
+            if not over:
+                return {
+                    block: self.cap if block in capped else unit * w for block, w in weights.items()
+                }
+            capped |= over

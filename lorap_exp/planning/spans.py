@@ -3,20 +3,25 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
-from lorap_exp.planning.plan import BlockShape, Removal, Replacement
+from lorap_exp.planning.edits import Drop, Edit, Insert, Plan
+from lorap_exp.planning.shapes import BlockShape, Shape
 
 
-def divide(start: int, stop: int, kind: str, count: int, residual: bool) -> Removal:
-    """Removal of layers [start, stop) with `count` replacements, each for an equal part of them.
+def divide(start: int, stop: int, kind: str, count: int, residual: bool) -> list[Edit]:
+    """Layers [start, stop) go, with `count` replacements, each for an equal part of them.
 
     A part is one layer longer than another where the division leaves a remainder.
     """
     if kind == "none":
-        return Removal(tuple(range(start, stop)))
+        return [Drop(tuple(range(start, stop)))]
     length = stop - start
     bounds = [start + length * part // count for part in range(count + 1)]
-    parts = [Replacement(first, last, kind, residual) for first, last in pairwise(bounds)]
-    return Removal(tuple(range(start, stop)), tuple(parts))
+    return [Insert(first, last, kind, residual) for first, last in pairwise(bounds)]
+
+
+def removed_parameters(edits: Sequence[Edit], shape: Shape) -> int:
+    """Weights removed, net of what the replacements hold."""
+    return shape.parameters - Plan(0.0, tuple(edits)).shape(shape).parameters
 
 
 def span_length(net: int, kind: str, count: int) -> int:
@@ -25,7 +30,7 @@ def span_length(net: int, kind: str, count: int) -> int:
 
 
 def net_layers(
-    shapes: Sequence[BlockShape],
+    blocks: Sequence[BlockShape],
     budget: float,
     kind: str,
     count: int,
@@ -35,7 +40,7 @@ def net_layers(
     """Net layers to remove so that about `budget` parameters go.
 
     Args:
-        shapes: of the dense blocks, all alike.
+        blocks: of the incoming model, all alike.
         budget: parameters to remove, net of the replacements.
         kind: of replacement, or none.
         count: number of replacements.
@@ -45,19 +50,21 @@ def net_layers(
     Raises:
         ValueError: not even one layer fits, or fewer layers would stay than the stack needs.
     """
-    limit = len(shapes) - span_length(0, kind, count)
+    limit = len(blocks) - span_length(0, kind, count)
     if limit < 2:
         raise ValueError(
-            f"{len(shapes)} layers are too few for {count} replacements of kind {kind}: one layer "
+            f"{len(blocks)} layers are too few for {count} replacements of kind {kind}: one layer "
             f"must go beyond what they replace, and one must stay"
         )
-    removed = []
-    for net in range(limit):
-        removal = divide(0, span_length(net, kind, count), kind, count, False)
-        removed.append(removal.parameters(shapes))
-    if budget > removed[-1] + shapes[0].parameters / 2:
+    shape = Shape(tuple(blocks))
+    first = blocks[0].index
+    removed = [0]
+    for net in range(1, limit):
+        edits = divide(first, first + span_length(net, kind, count), kind, count, False)
+        removed.append(removed_parameters(edits, shape))
+    if budget > removed[-1] + blocks[0].parameters / 2:
         raise ValueError(
-            f"at most {limit - 1} of {len(shapes)} layers can go, {removed[-1]} parameters, "
+            f"at most {limit - 1} of {len(blocks)} layers can go, {removed[-1]} parameters, "
             f"got {budget:.0f}"
         )
     if exceed:
@@ -66,7 +73,7 @@ def net_layers(
         best = max((net for net in range(limit) if removed[net] < budget + 1), default=0)
     if best == 0:
         raise ValueError(
-            f"at least one of {len(shapes)} layers must go, but {budget:.0f} parameters of "
-            f"{shapes[0].parameters} a layer are fewer than that"
+            f"at least one of {len(blocks)} layers must go, but {budget:.0f} parameters of "
+            f"{blocks[0].parameters} a layer are fewer than that"
         )
     return best

@@ -5,23 +5,20 @@ from typing import Any
 
 from markupsafe import Markup
 
-from lorap_exp.planning.plan import BlockPlan, BlockShape, Plan, Removal
+from lorap_exp.planning.shapes import SPACES, BlockShape
 from lorap_exp.reporting.charts import Tile, heat_map
 from lorap_exp.reporting.jobs import JobRecord
+from lorap_exp.reporting.result import Result
 from lorap_exp.reporting.svg import Point, Series, line_chart
 
 ATTENTION = ("q", "k", "v", "o")
-ORDER = (*ATTENTION, "gate", "up", "down", "mlp", "heads")
+ORDER = (*ATTENTION, "gate", "up", "down", *SPACES)
 
 
 def size_maps(jobs: Sequence[JobRecord]) -> list[tuple[str, Markup]]:
     """(job, heat map) of every compressed job."""
     results = [(job.name, job.result) for job in jobs if job.result is not None]
-    return [
-        (name, _size_map(result.plan, result.shapes))
-        for name, result in results
-        if not result.plan.is_dense
-    ]
+    return [(name, _size_map(result)) for name, result in results if not result.plan.is_dense]
 
 
 def selection_charts(selection: dict[str, Any]) -> list[Markup]:
@@ -69,10 +66,11 @@ def _similarity_map(entries: Sequence[Any], removed: Sequence[int]) -> Markup:
     )
 
 
-def _size_map(plan: Plan, dense: Sequence[BlockShape]) -> Markup:
-    modules = {r.start for r in plan.removal.replacements if not r.is_block}
-    blocks = {block.index: block for block in plan.blocks if block.index not in modules}
-    present = {n for block in blocks.values() for n in (*block.ranks, *block.widths)}
+def _size_map(result: Result) -> Markup:
+    dense = {shape.index: shape for shape in result.shapes}
+    planned = result.planned.by_index
+    blocks = {index: block for index, block in planned.items() if block.matrices}
+    present = {name for block in blocks.values() for name in (*_factored(block), *block.widths)}
     if present & set(ATTENTION):
         present |= set(ATTENTION)
     rows = [name for name in ORDER if name in present]
@@ -81,13 +79,13 @@ def _size_map(plan: Plan, dense: Sequence[BlockShape]) -> Markup:
         for index, block in blocks.items()
         for name in rows
     }
-    indices = {*blocks, *modules, *plan.removal.layers}
-    if plan.removal.layers:
+    if result.plan.removed_layers:
         rows.insert(0, "layer")
-        tiles |= {("layer", index): _layer_tile(plan.removal, index) for index in indices}
+        gone = result.plan.removed_layers
+        tiles |= {("layer", i): _layer_tile(i, planned.get(i), i in gone) for i in dense}
     return heat_map(
         rows,
-        range(max(indices) + 1),
+        range(len(dense)),
         tiles,
         title="",
         column_name="layer of the original model; colour: share of the dense weights kept",
@@ -95,24 +93,26 @@ def _size_map(plan: Plan, dense: Sequence[BlockShape]) -> Markup:
     )
 
 
-def _layer_tile(removal: Removal, index: int) -> Tile:
-    replacement = removal.by_start.get(index)
-    if replacement is not None:
-        span = f"layers {replacement.start} to {replacement.stop - 1}"
-        return Tile(0.5, f"layer {index}: {replacement.kind} in place of {span}")
-    gone = index in removal.layers
+def _factored(block: BlockShape) -> list[str]:
+    return [name for name, matrix in block.matrices.items() if matrix.rank is not None]
+
+
+def _layer_tile(index: int, block: BlockShape | None, gone: bool) -> Tile:
+    if block is not None and block.kind is not None:
+        return Tile(0.5, f"layer {index}: {block.kind} in place of a span that begins here")
     return Tile(0.0 if gone else 1.0, f"layer {index}: {'removed' if gone else 'stays'}")
 
 
-def _size_tile(block: BlockPlan, name: str, dense: BlockShape) -> Tile:
+def _size_tile(block: BlockShape, name: str, dense: BlockShape) -> Tile:
     place = f"layer {block.index}, {name}: "
-    rank, width = block.ranks.get(name), block.widths.get(name)
-    if rank is None and width is None:
+    if name in SPACES:
+        if name not in block.widths:
+            return Tile(1.0, place + "as it was")
+        size, full = block.size(name), dense.size(name)
+        return Tile(size / full, f"{place}{size} of {full}, {size / full:.1%}")
+    if name not in block.matrices or (rank := block.matrices[name].rank) is None:
         return Tile(1.0, place + "dense")
-    if width is not None:
-        full = dense.groups if name == "heads" else dense.matrices["up"].out_features
-        return Tile(width / full, f"{place}width {width} of {full}, {width / full:.1%}")
     whole = dense.matrices[name]
-    share = block.shapes(dense)[name].parameters / whole.parameters
+    share = block.matrices[name].parameters / whole.parameters
     full = min(whole.out_features, whole.in_features)
     return Tile(share, f"{place}rank {rank} of {full}, {share:.1%} of the dense weights")

@@ -7,7 +7,8 @@ from typing import Any
 
 from lorap_exp.errors import LorapError
 from lorap_exp.evaluation.scores import Scores
-from lorap_exp.planning.plan import BlockShape, Plan
+from lorap_exp.planning.edits import Plan
+from lorap_exp.planning.shapes import BlockShape, Shape
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,18 @@ class Result:
     peak_memory: dict[str, int]
 
     @property
+    def planned(self) -> Shape:
+        """The shape of the compressed model."""
+        return self.plan.shape(Shape(self.shapes))
+
+    @property
     def kept(self) -> float:
         """Fraction of the decoder's attention and MLP weights that stayed."""
         return self.parameters["compressed"]["decoder"] / self.parameters["dense"]["decoder"]
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {
+            "plan": self.plan.to_dict(),
             "kept": self.kept,
             "means": self.scores.means(),
         }

@@ -137,7 +137,8 @@ def metrics(result: Result) -> dict[str, float]:
 def layer_sizes(result: Result) -> list[list[Any]]:
     """Rank and width of each compressed matrix: [layer, matrix, kind, size]."""
     rows: list[list[Any]] = []
-    for block in result.plan.blocks:
-        rows += [[block.index, name, "rank", rank] for name, rank in block.ranks.items()]
+    for block in result.planned.blocks:
+        factored = ((name, m.rank) for name, m in block.matrices.items() if m.rank is not None)
+        rows += [[block.index, name, "rank", rank] for name, rank in factored]
         rows += [[block.index, name, "width", width] for name, width in block.widths.items()]
     return rows

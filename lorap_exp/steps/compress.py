@@ -1,5 +1,10 @@
-"""From a dense model to a saved, compressed and perhaps recovered one; done steps are reused."""
+"""From an original model to a saved, compressed and perhaps tuned one; finished groups are reused.
 
+Neighbouring steps of a method that rewrite blocks form a group and share one walk; a step that
+needs the whole model is a group of its own. What each group did lies in the job's folder.
+"""
+
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,29 +13,36 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lorap_exp.analysis.spectra import measure_spectra, plot_spectra
+from lorap_exp.analysis.spectra import measure_spectra
+from lorap_exp.calibration.evidence import Sharing
 from lorap_exp.calibration.sampling import digest
-from lorap_exp.calibration.shared import Sharing
+from lorap_exp.calibration.survey import survey
 from lorap_exp.config import Config
-from lorap_exp.methods.selection import Selection, plot_selection
-from lorap_exp.methods.stage import compress
+from lorap_exp.methods.contract import Whole
+from lorap_exp.methods.engine import rewrite_blocks
+from lorap_exp.methods.planner import plan_group
+from lorap_exp.methods.streamline.selection import LayerScores, Selection
 from lorap_exp.models.checkpoint import (
     as_compressed,
     check_reload,
     count_parameters,
     export,
     load,
-    planned_shapes,
     save,
 )
+from lorap_exp.models.layout import settings_of
 from lorap_exp.models.loading import load_model, meta_model
-from lorap_exp.planning.plan import Plan
-from lorap_exp.steps.prepare import Inputs, plan_job
-from lorap_exp.training.loop import Curve
+from lorap_exp.models.source import Source
+from lorap_exp.planning.edits import Edit, Plan
+from lorap_exp.reporting.selection import plot_selection
+from lorap_exp.reporting.spectra import plot_spectra
+from lorap_exp.steps.prepare import Inputs
 from lorap_exp.workspace.job import Job
 from lorap_exp.workspace.progress import Meter, bar, no_bar, say
 from lorap_exp.workspace.team import Team
 from lorap_exp.workspace.versions import source_digest, versions
+
+Edits = dict[str, list[Edit]]
 
 
 @dataclass(frozen=True)
@@ -46,18 +58,20 @@ class Compression:
     peak_memory: dict[str, int]
     curves: dict[str, Any] = field(default_factory=dict)
 
+    def to_dict(self) -> dict[str, Any]:
+        return vars(self) | {"plan": self.plan.to_dict()}
+
     @staticmethod
     def from_dict(raw: dict[str, Any]) -> "Compression":
         return Compression(**raw | {"plan": Plan.from_dict(raw["plan"])})
 
 
 def analyse(cfg: Config, inputs: Inputs, job: Job, meter: Meter) -> None:
-    """The analysis that was asked for, on the dense model, into the job's folder."""
+    """The analysis that was asked for, on the original model, into the job's folder."""
     if cfg.analysis is None or job.read("spectra.json") is not None:
         return
     assert inputs.calibration is not None
-    dtype = getattr(torch, cfg.dtype)
-    dense = load_model(cfg.model, inputs.model_config, inputs.device, dtype, cfg.seed)
+    dense = load_dense(cfg, inputs, meter)
     with meter.stage("analysis"):
         spectra = measure_spectra(
             dense,
@@ -71,57 +85,197 @@ def analyse(cfg: Config, inputs: Inputs, job: Job, meter: Meter) -> None:
     plot_spectra(spectra, cfg.model.name, job.folder / "spectra.png")
 
 
-def compress_or_reuse(
+def load_dense(cfg: Config, inputs: Inputs, meter: Meter) -> PreTrainedModel:
+    """The original model on the job's device."""
+    dtype = getattr(torch, cfg.dtype)
+    with meter.stage("load"):
+        return load_model(cfg.model, inputs.model_config, inputs.device, dtype, cfg.seed)
+
+
+def compress(
     cfg: Config, inputs: Inputs, job: Job, meter: Meter
 ) -> tuple[PreTrainedModel, Compression]:
-    """The compressed model: from the job's folder when it was saved, else made and saved.
+    """The compressed model: from the job's folder as far as it was saved, else made and saved."""
+    groups = 0 if inputs.plan.is_dense else len(inputs.stack.groups())
+    work = Work(cfg, inputs, job, meter)
+    last = max(groups - 1, 0)
+    start = work.resume(last)
+    for number in range(start, groups):
+        work.run(number)
+        if number == last or inputs.stack.groups()[number + 1][0][1].trains:
+            work.save(number, final=number == last)
+    if not groups and start == 0:
+        work.save(0, final=True)
+    return work.model(), work.done
 
-    A model that goes on to recovery is kept apart until that is done.
-    """
-    final = not inputs.recovers
-    folder = job.model_folder if final else job.folder / "compressed"
-    dtype = getattr(torch, cfg.dtype)
-    if (raw := job.read("compression.json")) is not None:
-        say("  compressed before, reloaded")
-        recovered = not final and job.read("recovery.json") is not None
-        source = job.model_folder if recovered else folder
-        return load(source, inputs.device, dtype), Compression.from_dict(raw)
-    dense = Dense(cfg, inputs, meter)
-    parameters = {"dense": count_parameters(meta_model(inputs.model_config))}
-    plan = inputs.plan
-    curves: dict[str, Any] = {}
-    if plan.removal.layers:
-        model, plan, curves = remove_layers(cfg, inputs, job, meter, dense)
-    else:
-        model = dense.take()
-    with meter.stage("compress"):
-        if inputs.calibration is not None and plan.reshapes:
-            plan = compress(
-                model,
-                inputs.stack.stages,
-                plan,
-                ids=inputs.calibration,
-                batch_size=cfg.calibration.batch_size,
-                propagation=cfg.calibration.propagation,
-                sharing=None if plan.removal.layers else sharing(cfg, inputs),
-                progress=bar("compress", "block"),
+
+class Work:
+    """A model on its way through the groups of a method."""
+
+    def __init__(self, cfg: Config, inputs: Inputs, job: Job, meter: Meter) -> None:
+        self._cfg, self._inputs, self._job, self._meter = cfg, inputs, job, meter
+        self._model: PreTrainedModel | None = None
+        self._saved: Path | None = None
+        counts = {"dense": count_parameters(meta_model(inputs.model_config))}
+        self.done = Compression(Plan(inputs.budget.ratio), counts, {}, {})
+
+    def resume(self, last: int) -> int:
+        """The number of the first group that is still to do."""
+        for number in range(last, -1, -1):
+            raw = self._job.read(f"group_{number}.json")
+            folder = self._folder(number, final=number == last)
+            if raw is not None and (folder / "config.json").is_file():
+                say("  compressed before, reloaded")
+                self.done, self._saved = Compression.from_dict(raw), folder
+                return number + 1
+        return 0
+
+    def model(self) -> PreTrainedModel:
+        """The model as it is now: in memory, or loaded."""
+        if self._model is None:
+            if self._saved is not None:
+                dtype = getattr(torch, self._cfg.dtype)
+                self._model = load(self._saved, self._inputs.device, dtype)
+            else:
+                self._model = load_dense(self._cfg, self._inputs, self._meter)
+        return self._model
+
+    def _take(self) -> PreTrainedModel:
+        """The model, forgotten here: who takes it is the only one to hold it."""
+        model = self.model()
+        self._model = None
+        return model
+
+    def run(self, number: int) -> None:
+        """Measure, plan and carry out one group."""
+        group = self._inputs.stack.groups()[number]
+        edits = self._plan(number)
+        first = group[0][1]
+        if first.reach == "model":
+            label = "replace" if first.removes_layers else "recovery"
+            with self._meter.stage(label):
+                if first.trains:
+                    self._job.write(f"planned_{number}.json", _plain(edits))
+                    Team().tell(f"group {number}")
+                part = whole_part(self._inputs, self._job, number, self._take)
+                carried = first.apply(part, edits[group[0][0]], None, {})
+                self._model = part.model
+            for name, curve in part.curves.items():
+                say(f"  {name}: {curve.summary()}")
+            curves = {name: asdict(curve) for name, curve in part.curves.items()}
+            self._advance(carried, curves)
+            return
+        with self._meter.stage("compress"):
+            assert self._inputs.calibration is not None
+            source = Source(self.model())
+            carried = rewrite_blocks(
+                source,
+                group,
+                edits,
+                self.done.plan.shape(self._inputs.dense),
+                ids=self._inputs.calibration,
+                how=self._inputs.how,
+                sharing=self._sharing(),
+                bars=bar,
+                progress=bar("compress", "part"),
             )
-        model = as_compressed(model, plan, inputs.model_config)
-    with meter.stage("save"):
+            self._advance(carried, {})
+
+    def _plan(self, number: int) -> Edits:
+        """The edits of each step, in view of what it asks to be measured."""
+        inputs, group = self._inputs, self._inputs.stack.groups()[number]
+        before = self.done.plan
+        edits = plan_group(inputs.stack, number, inputs.dense, before, inputs.budget, seen=None)
+        shape = before.shape(inputs.dense)
+        probes = [probe for name, step in group for probe in step.survey(shape, edits[name])]
+        if not probes:
+            return edits
+        assert inputs.calibration is not None
+        with self._meter.stage("select" if group[0][1].removes_layers else "survey"):
+            seen = survey(
+                Source(self.model()),
+                inputs.calibration,
+                probes,
+                inputs.how,
+                sharing=self._sharing(),
+                bars=bar,
+            )
+        for probe in probes:
+            if isinstance(probe, LayerScores):
+                self._show(Selection.restore(**seen.of(probe)))
+        return plan_group(inputs.stack, number, inputs.dense, before, inputs.budget, seen=seen)
+
+    def _show(self, selection: Selection) -> None:
+        self._job.write("selection.json", asdict(selection))
+        plot_selection(selection, self._cfg.model.name, self._job.folder / "selection.png")
+        say(f"  layers {', '.join(map(str, selection.removed))} go ({selection.criterion})")
+
+    def _sharing(self) -> Sharing | None:
+        """The store, while the model is still the original one."""
+        return None if self.done.plan.edits else sharing(self._cfg, self._inputs)
+
+    def _advance(self, carried: Any, curves: dict[str, Any]) -> None:
+        self.done = Compression(
+            self.done.plan + carried,
+            self.done.parameters,
+            self.done.seconds,
+            self.done.peak_memory,
+            self.done.curves | curves,
+        )
+
+    def _folder(self, number: int, *, final: bool) -> Path:
+        return self._job.model_folder if final else self._job.folder / "groups" / str(number)
+
+    def save(self, number: int, *, final: bool) -> None:
+        """Save the model, compare the reload with it, and note what was done."""
+        inputs, folder = self._inputs, self._folder(number, final=final)
+        with self._meter.stage("save"):
+            settings = settings_of(self.done.plan, inputs.model_config)
+            model = as_compressed(self._take(), settings, inputs.model_config)
+            if final:
+                model = export(model, inputs.model_config, self._cfg.export)
+            save(model, inputs.tokenizer, folder)
+            check_reload(model, folder, check_batch(inputs))
+        self._model, self._saved = model, folder
+        parameters = self.done.parameters | {"compressed": count_parameters(model)}
+        self.done = Compression(
+            self.done.plan,
+            parameters,
+            self.done.seconds | self._meter.seconds,
+            self.done.peak_memory | self._meter.peak_memory,
+            self.done.curves,
+        )
+        self._job.write("plan.json", self.done.plan.to_dict())
+        self._job.write(f"group_{number}.json", self.done.to_dict())
+        self._job.discard("training")
         if final:
-            model = export(model, inputs.model_config, plan, cfg.export)
-        parameters["compressed"] = count_parameters(model)
-        save_checked(inputs, model, folder)
-    seconds, peak = dict(meter.seconds), dict(meter.peak_memory)
-    compression = Compression(plan, parameters, seconds, peak, curves)
-    job.write("plan.json", asdict(plan))
-    job.write("compression.json", asdict(compression))
-    job.discard("training")
-    return model, compression
+            self._job.discard("groups")
+
+
+def whole_part(
+    inputs: Inputs,
+    job: Job,
+    number: int,
+    reload: Callable[[], PreTrainedModel],
+) -> Whole:
+    """What a step of reach "model" is given."""
+    name, _ = inputs.stack.groups()[number][0]
+    return Whole(
+        reload,
+        calibration=inputs.calibration,
+        batch_size=inputs.how.batch_size,
+        read=inputs.read.get(name),
+        folder=job.folder / "training",
+        bars=bar if Team().leads else no_bar,
+    )
+
+
+def _plain(edits: Edits) -> dict[str, Any]:
+    return {name: Plan(0.0, tuple(own)).to_dict() for name, own in edits.items()}
 
 
 def dense_key(cfg: Config, inputs: Inputs) -> dict[str, Any]:
-    """What everything computed from the dense model depends on."""
+    """What everything computed from the original model depends on."""
     return {
         "model": inputs.model_digest,
         "dtype": cfg.dtype,
@@ -131,128 +285,11 @@ def dense_key(cfg: Config, inputs: Inputs) -> dict[str, Any]:
 
 
 def sharing(cfg: Config, inputs: Inputs) -> Sharing:
-    """What the statistics of the dense model depend on, and where they are kept."""
+    """What the statistics of the original model depend on, and where they are kept."""
     assert inputs.calibration is not None
     tokens = {"shape": list(inputs.calibration.shape), "sha256": digest(inputs.calibration)}
     batches = {"batch_size": cfg.calibration.batch_size}
     return Sharing(inputs.store, dense_key(cfg, inputs), {"calibration": tokens | batches})
-
-
-class Dense:
-    """The dense model, loaded when it is asked for; who takes it is the only one to hold it."""
-
-    def __init__(self, cfg: Config, inputs: Inputs, meter: Meter) -> None:
-        self._cfg, self._inputs, self._meter = cfg, inputs, meter
-        self._model: PreTrainedModel | None = None
-
-    def look(self) -> PreTrainedModel:
-        """The model, kept for whoever takes it."""
-        if self._model is None:
-            cfg, inputs = self._cfg, self._inputs
-            dtype = getattr(torch, cfg.dtype)
-            with self._meter.stage("load"):
-                self._model = load_model(
-                    cfg.model, inputs.model_config, inputs.device, dtype, cfg.seed
-                )
-        return self._model
-
-    def take(self) -> PreTrainedModel:
-        """The model, forgotten here."""
-        model = self.look()
-        self._model = None
-        return model
-
-
-def remove_layers(
-    cfg: Config, inputs: Inputs, job: Job, meter: Meter, dense: Dense
-) -> tuple[PreTrainedModel, Plan, dict[str, Any]]:
-    """The shortened model, the plan with its layers, and the curves of what was trained."""
-    removal = inputs.stack.removal
-    assert removal is not None and inputs.calibration is not None
-    ids, batch_size = inputs.calibration, cfg.calibration.batch_size
-
-    length, shared = len(inputs.plan.removal.layers), sharing(cfg, inputs)
-    asked = {"criterion": removal.criterion, "length": length, "protect": removal.protected}
-    key = {**shared.weights, **shared.inputs, **asked, "start": removal.start}
-
-    def choose() -> dict[str, Any]:
-        with meter.stage("select"):
-            shown = bar("select", "batch")
-            return asdict(removal.select(dense.look(), ids, length, batch_size, shown))
-
-    def find() -> Selection:
-        return Selection.restore(**inputs.store.json("selections", key, choose))
-
-    selection = job.reuse("selection", Selection.restore, find)
-    plot_selection(selection, cfg.model.name, job.folder / "selection.png")
-    say(f"  layers {', '.join(map(str, selection.removed))} go ({selection.criterion})")
-    with meter.stage("replace"):
-        if removal.trains:
-            Team().tell("replace")
-        model, plan, curves = replace_layers(cfg, inputs, job, dense, selection)
-    for name, curve in curves.items():
-        say(f"  {name}: {curve.summary()}")
-    return model, plan, {name: asdict(curve) for name, curve in curves.items()}
-
-
-def replace_layers(
-    cfg: Config, inputs: Inputs, job: Job, dense: Dense, selection: Selection
-) -> tuple[PreTrainedModel, Plan, dict[str, Curve]]:
-    """Remove the chosen layers and train what stands in their place."""
-    removal = inputs.stack.removal
-    assert removal is not None and inputs.calibration is not None
-    plan = plan_job(cfg, inputs.stack, inputs.model_config, removal.place(selection))
-    model, curves = removal.remove(
-        dense.take,
-        plan.removal,
-        calibration=inputs.calibration,
-        windows=inputs.windows,
-        batch_size=cfg.calibration.batch_size,
-        folder=job.folder / "training",
-        bars=bar if Team().leads else no_bar,
-    )
-    return model, plan, curves
-
-
-def recover_or_reuse(
-    cfg: Config,
-    inputs: Inputs,
-    job: Job,
-    meter: Meter,
-    compressed: tuple[PreTrainedModel, Compression],
-) -> tuple[PreTrainedModel, Compression]:
-    """The recovered model and what is known of it; without a recovery, what was given."""
-    model, before = compressed
-    if not inputs.recovers:
-        return compressed
-    assert inputs.stack.recovery is not None
-    if (raw := job.read("recovery.json")) is not None:
-        say("  recovered before, reloaded")
-        return model, Compression.from_dict(raw)
-    with meter.stage("recovery"):
-        Team().tell("recover")
-        model, plan, curve = inputs.stack.recovery.recover(
-            model, before.plan, inputs.examples, job.folder / "recovery", bar("recovery", "step")
-        )
-        model.config.compressed_modules = planned_shapes(inputs.model_config, plan)
-    with meter.stage("save"):
-        model = export(model, inputs.model_config, plan, cfg.export)
-        parameters = before.parameters | {"compressed": count_parameters(model)}
-        save_checked(inputs, model, job.model_folder)
-    seconds, peak = before.seconds | meter.seconds, before.peak_memory | meter.peak_memory
-    curves = before.curves | {"recovery": asdict(curve)}
-    after = Compression(plan, parameters, seconds, peak, curves)
-    job.write("plan.json", asdict(plan))
-    job.write("recovery.json", asdict(after))
-    job.discard("compressed", "recovery")
-    say(f"  recovery: {curve.summary()}")
-    return model, after
-
-
-def save_checked(inputs: Inputs, model: PreTrainedModel, folder: Path) -> None:
-    """Save a model, and compare the reload with it."""
-    save(model, inputs.tokenizer, folder)
-    check_reload(model, folder, check_batch(inputs))
 
 
 def check_batch(inputs: Inputs) -> Tensor:

@@ -1,42 +1,45 @@
-"""What the other processes of `accelerate launch` do while process 0 runs a job: train with it."""
+"""What ranks above 0 of `accelerate launch` do while rank 0 runs a job: train with it."""
 
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
 from lorap_exp.config import Config
-from lorap_exp.methods.selection import Selection
 from lorap_exp.models.checkpoint import load
-from lorap_exp.steps.compress import Compression, Dense, replace_layers
-from lorap_exp.steps.prepare import prepare
+from lorap_exp.planning.edits import Plan
+from lorap_exp.steps.compress import load_dense, whole_part
+from lorap_exp.steps.prepare import Inputs, prepare
 from lorap_exp.workspace.job import Job
 from lorap_exp.workspace.progress import Meter
 from lorap_exp.workspace.team import Team
 
 
 def follow(cfg: Config, folder: Path, team: Team) -> None:
-    """Train whenever process 0 does, until it says that the job has ended.
+    """Train whenever rank 0 does, until it says that the job has ended.
 
     Files of the job are read, never written.
     """
     job = Job(folder)
     while (word := team.hear()) != "end":
+        number = int(word.removeprefix("group "))
         device = team.device or torch.device("cpu")
         with tempfile.TemporaryDirectory() as own:
             inputs = prepare(cfg, Job(Path(own)), device)
-        if word == "replace":
-            dense = Dense(cfg, inputs, Meter(inputs.device, quiet=True))
-            selection = Selection.restore(**_read(job, "selection.json"))
-            replace_layers(cfg, inputs, job, dense, selection)
-        else:
-            assert inputs.stack.recovery is not None
-            model = load(folder / "compressed", inputs.device, getattr(torch, cfg.dtype))
-            plan = Compression.from_dict(_read(job, "compression.json")).plan
-            inputs.stack.recovery.recover(model, plan, inputs.examples, folder / "recovery", iter)
+        name, step = inputs.stack.groups()[number][0]
+        before = folder / "groups" / str(number - 1)
+        reload = partial(incoming, cfg, inputs, before)
+        planned = job.read(f"planned_{number}.json")
+        assert planned is not None, "rank 0 wrote the plan before it called the others"
+        step.apply(
+            whole_part(inputs, job, number, reload), Plan.from_dict(planned[name]).edits, None, {}
+        )
 
 
-def _read(job: Job, name: str) -> dict[str, object]:
-    found = job.read(name)
-    assert found is not None, f"process 0 wrote {name} before it called the others"
-    return dict(found)
+def incoming(cfg: Config, inputs: Inputs, saved: Path) -> PreTrainedModel:
+    """The model as the group gets it: saved by rank 0, or the original one."""
+    if (saved / "config.json").is_file():
+        return load(saved, inputs.device, getattr(torch, cfg.dtype))
+    return load_dense(cfg, inputs, Meter(inputs.device, quiet=True))

@@ -2,22 +2,30 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from lorap_exp.calibration.sampling import read_documents, sample_windows
-from lorap_exp.config import Config
-from lorap_exp.data.instructions import Example
+from lorap_exp.calibration.walk import Walk
+from lorap_exp.config import AllocationConfig, Config
 from lorap_exp.data.source import DataSource, open_source
 from lorap_exp.errors import LorapError
 from lorap_exp.evaluation.suite import Suite, prepare_suite
-from lorap_exp.methods.stage import Stack, build_stack, plan_method
+from lorap_exp.methods.contract import Stack, Texts, build_stack
+from lorap_exp.methods.planner import plan_stack
 from lorap_exp.models.checkpoint import count_parameters
-from lorap_exp.models.families import family_of, shapes_of
+from lorap_exp.models.families import family_of
+from lorap_exp.models.layout import dense_shape
 from lorap_exp.models.loading import digest_model, load_config, load_tokenizer, meta_model
-from lorap_exp.planning.plan import Plan, Removal
+from lorap_exp.planning.edits import Plan
+from lorap_exp.planning.knapsack import Knapsack
+from lorap_exp.planning.rounding import Rounding
+from lorap_exp.planning.rules import LayerShares, Rule, Uniform
+from lorap_exp.planning.shapes import Shape
+from lorap_exp.planning.stack import Budget
 from lorap_exp.workspace.job import Job
 from lorap_exp.workspace.store import Store
 
@@ -26,8 +34,11 @@ from lorap_exp.workspace.store import Store
 class Inputs:
     """Everything a job needs apart from weights.
 
-    `calibration` (samples, length) and `windows`, the training tokens of a replacement, may be
-    None; `plan` has the sizes, and the layers to remove at a provisional place.
+    Attributes:
+        plan: as many parameters as asked; where they are may still change with what is measured.
+        dense: shape of the original model.
+        calibration: tokens (samples, length), or None.
+        read: what each step trains on, by its name.
     """
 
     device: torch.device
@@ -35,18 +46,20 @@ class Inputs:
     tokenizer: PreTrainedTokenizerBase
     data: DataSource
     stack: Stack
+    dense: Shape
+    budget: Budget
     plan: Plan
     calibration: Tensor | None
-    windows: Tensor | None
-    examples: list[Example]
+    how: Walk
+    read: dict[str, Any]
     suite: Suite
     store: Store
     model_digest: str
 
     @property
-    def recovers(self) -> bool:
-        """A dense model has nothing to recover."""
-        return self.stack.recovery is not None and not self.plan.is_dense
+    def trains(self) -> bool:
+        """The last step trains the compressed model; a dense model has nothing to recover."""
+        return self.stack.trains and not self.plan.is_dense
 
 
 def prepare(cfg: Config, job: Job, device: torch.device) -> Inputs:
@@ -55,51 +68,68 @@ def prepare(cfg: Config, job: Job, device: torch.device) -> Inputs:
     store = Store(Path(cfg.store.folder), int(cfg.store.limit_gib * 2**30)).open()
     data = open_source(cfg.data)
     model_config = load_config(cfg.model)
-    if stack.removal is not None:
-        stack.removal.check(model_config)
-    plan = plan_job(cfg, stack, model_config)
+    for _, step in stack.steps:
+        step.check(model_config)
+    dense, budget = dense_shape(model_config), budget_of(cfg, model_config)
+    plan = plan_stack(stack, dense, budget)
     tokenizer = load_tokenizer(cfg.model)
     bos = tokenizer.bos_token_id if family_of(model_config.model_type).bos_every_chunk else None
     suite = prepare_suite(cfg.evaluation, data, tokenizer, job.folder / "tasks", bos)
     check_length("calibration.length", cfg.calibration.length, model_config)
     needed = not plan.is_dense or cfg.analysis is not None
-    ids = calibration_ids(cfg, data, tokenizer, bos) if needed else None
-    tuned = stack.recovery is not None and not plan.is_dense
-    examples = stack.recovery.examples(tokenizer, data, bos) if tuned and stack.recovery else []
-    windows = None
-    if stack.removal is not None and stack.removal.trains and not plan.is_dense:
-        length = stack.removal.training.length
-        check_length("method.stages.layers.training.length", length, model_config)
-        windows = stack.removal.windows(tokenizer, data, bos)
+    texts = Texts(tokenizer, data, bos)
     return Inputs(
         device=device,
         model_config=model_config,
         tokenizer=tokenizer,
         data=data,
         stack=stack,
+        dense=dense,
+        budget=budget,
         plan=plan,
-        calibration=ids,
-        windows=windows,
-        examples=examples,
+        calibration=calibration_ids(cfg, data, tokenizer, bos) if needed else None,
+        how=Walk(
+            cfg.calibration.batch_size,
+            cfg.calibration.propagation,
+            cfg.calibration.order,
+            cfg.calibration.hidden_states,
+        ),
+        read={} if plan.is_dense else read_texts(stack, texts, model_config),
         suite=suite,
         store=store,
         model_digest=digest_model(cfg.model, model_config, cfg.seed),
     )
 
 
-def plan_job(
-    cfg: Config, stack: Stack, model_config: PreTrainedConfig, chosen: Removal | None = None
-) -> Plan:
-    """Sizes of everything that stays; `chosen` once the layers to remove are known."""
-    empty = meta_model(model_config)
-    return plan_method(
-        stack,
-        shapes_of(empty),
+def read_texts(stack: Stack, texts: Texts, config: PreTrainedConfig) -> dict[str, Any]:
+    """What the steps train on, no sequence of it longer than the model's positions."""
+    for name, step in stack.steps:
+        for setting, length in step.lengths().items():
+            check_length(f"method.stages.{name}.{setting}", length, config)
+    return {name: step.read(texts) for name, step in stack.steps}
+
+
+def budget_of(cfg: Config, model_config: PreTrainedConfig) -> Budget:
+    """What is asked of the method."""
+    whole = cfg.ratio_of == "model"
+    return Budget(
         cfg.ratio,
-        protect=cfg.method.protect,
-        whole=count_parameters(empty)["total"] if cfg.ratio_of == "model" else None,
-        chosen=chosen,
+        count_parameters(meta_model(model_config))["total"] if whole else None,
+        cfg.method.protect,
+        rule_of(cfg.method.allocation) if cfg.method.allocation is not None else None,
     )
+
+
+def rule_of(allocation: AllocationConfig) -> Rule:
+    """The rule that a configuration names."""
+    rounding = Rounding(allocation.round_to, uniform=False)
+    match allocation.rule:
+        case "knapsack":
+            return Knapsack(rounding, allocation.floor)
+        case "layer_shares":
+            return LayerShares(allocation.temperature, allocation.cap, rounding)
+        case "uniform":
+            return Uniform(rounding)
 
 
 def check_length(setting: str, length: int, model_config: PreTrainedConfig) -> None:

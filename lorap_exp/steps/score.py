@@ -15,7 +15,7 @@ from lorap_exp.evaluation.scores import Scores
 from lorap_exp.evaluation.stability import Choices, Stability, compare
 from lorap_exp.evaluation.suite import evaluate
 from lorap_exp.models.loading import digest_tokenizer
-from lorap_exp.steps.compress import Dense, dense_key
+from lorap_exp.steps.compress import dense_key, load_dense
 from lorap_exp.steps.prepare import Inputs
 from lorap_exp.workspace.job import Job
 from lorap_exp.workspace.progress import Meter, say
@@ -51,11 +51,13 @@ def compare_answers(cfg: Config, inputs: Inputs, job: Job, meter: Meter) -> tupl
     suite = inputs.suite
     if not suite.stability:
         return ()
-    dense = Dense(cfg, inputs, meter)
+    dense: list[PreTrainedModel] = []
 
     def ask(task: str) -> dict[str, Any]:
         say(f"  {task}: asking the dense model")
-        return asdict(suite.answer(dense.look(), inputs.tokenizer, task)[1])
+        if not dense:
+            dense.append(load_dense(cfg, inputs, meter))
+        return asdict(suite.answer(dense[0], inputs.tokenizer, task)[1])
 
     found = []
     with meter.stage("stability"):

@@ -130,8 +130,7 @@ def describe_state(folder: Path, cfg: Config) -> str:
         return "done"
     if (status := read_status(folder)) is None:
         return "would run"
-    steps = ("selection", "compression", "recovery")
-    found = [name for name in steps if job.read(f"{name}.json") is not None]
+    found = sorted(path.stem for path in folder.glob("group_*.json"))
     found += sorted(path.stem for path in (folder / "scores").glob("*.json"))
     kept = f"; kept: {', '.join(found)}" if found else ""
     reason = f": {status['error']}" if status.get("error") else ""
@@ -178,8 +177,8 @@ def _reason(error: BaseException) -> str:
 
 def started(folder: Path) -> bool:
     """Something is there that only the same configuration may go on from."""
-    names = ("selection.json", "compression.json", "spectra.json", "result.json")
-    return any((folder / name).exists() for name in names)
+    names = ("selection.json", "group_*.json", "spectra.json", "result.json")
+    return any(any(folder.glob(name)) for name in names)
 
 
 def _refuse_other(job: Job, cfg: Config) -> None:

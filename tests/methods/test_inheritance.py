@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lorap_exp.errors import LorapError
-from lorap_exp.methods.replacement import build_network
+from lorap_exp.methods.streamline.networks import build_network
 from lorap_exp.models.families import blocks_of
 from lorap_exp.planning.spans import divide
 

@@ -9,8 +9,8 @@ import torch
 from transformers import PreTrainedModel
 
 from lorap_exp.config import Config
-from lorap_exp.methods.layer_removal import LayerRemoval
-from lorap_exp.methods.linear_map import closed_form
+from lorap_exp.methods.streamline.removal import LayerRemoval
+from lorap_exp.methods.streamline.linear import closed_form
 from lorap_exp.methods.stage import build_stack
 from lorap_exp.models.families import blocks_of
 from lorap_exp.planning.plan import Removal

@@ -9,11 +9,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from lorap_exp.evaluation.perplexity import chunk, mean_nll
-from lorap_exp.methods.channel_pruning import ChannelPruning
+from lorap_exp.calibration.walk import Walk
+from lorap_exp.methods.contract import Stack
 from lorap_exp.methods.low_rank import LowRank
-from lorap_exp.methods.stage import Stage, compress, plan_stack
-from lorap_exp.models.checkpoint import as_compressed
-from lorap_exp.models.families import blocks_of, shapes_of
+from lorap_exp.methods.pruning import ChannelPruning
+from lorap_exp.models.families import blocks_of
+from tests.methods.stacks import compress, planned, rebuilt, shape_of
 
 CASES = [
     "AFM_s0.2_p0.01_a3",
@@ -37,15 +38,19 @@ def test_published_code(shared: Path, name: str) -> None:
     stream = load_file(shared / "golden" / "ppl" / "stream.safetensors")
     model = AutoModelForCausalLM.from_pretrained(golden / "model", dtype=torch.float32).eval()
     metric = case["deco_method"].lower()
-    stages: list[Stage] = [
-        LowRank(("q", "k", "v", "o"), metric, 1.0, "published", case["para_allocate"], 1, True),
-        ChannelPruning("published", case["mlp_least_save_ratio"], 1, True, 0),
-    ]
-    plan = plan_stack(stages, shapes_of(model), case["sparsity_ratio"])
-    assert [{n: b.ranks.get(n) for n in "qkvo"} for b in plan.blocks] == case["ranks_per_layer"]
-    assert [block.widths["mlp"] for block in plan.blocks] == case["mlp_kept_per_layer"]
+    attention = LowRank(
+        ("q", "k", "v", "o"), metric, 1.0, "published", case["para_allocate"], 1, True
+    )
+    mlp = ChannelPruning("published", case["mlp_least_save_ratio"], 1, True, 0)
+    stack = Stack((("attention", attention), ("mlp", mlp)))
+    plan = planned(stack, model, case["sparsity_ratio"])
+    blocks = plan.shape(shape_of(model)).blocks
+    ranks = [{n: block.matrices[n].rank for n in "qkvo"} for block in blocks]
+    assert ranks == case["ranks_per_layer"]
+    assert [block.size("ffn") for block in blocks] == case["mlp_kept_per_layer"]
     full = [block.weight("down").clone() for block in blocks_of(model)]
-    compress(model, stages, plan, ids=ids, batch_size=8, propagation="compressed")
+    done = compress(model, stack, case["sparsity_ratio"], ids, Walk(8))
+    assert set(done.edits) == set(plan.edits)
     for block in blocks_of(model):
         kept = expected[f"layers.{block.index}.mlp.kept"].long()
         assert torch.equal(block.weight("down"), full[block.index][:, kept])
@@ -53,7 +58,7 @@ def test_published_code(shared: Path, name: str) -> None:
         if key.endswith("_proj.weight"):
             weight = model.get_submodule("model." + key.removesuffix(".weight")).weight
             assert (weight - product).norm() / product.norm() < 1e-4, key
-    compressed = as_compressed(model, plan)
+    compressed = rebuilt(model, done)
     with torch.no_grad():
         logits = compressed(held).logits
     assert (logits - expected["logits"]).norm() / expected["logits"].norm() < 1e-4

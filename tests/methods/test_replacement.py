@@ -13,8 +13,13 @@ from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig, PreTraine
 import lorap_exp
 from lorap_exp import pipeline
 from lorap_exp.config import Config
-from lorap_exp.methods.replacement import build_network, front_of, mapping_loss, relative_error
-from lorap_exp.methods.selection import bypassed
+from lorap_exp.methods.streamline.networks import (
+    build_network,
+    front_of,
+    mapping_loss,
+    relative_error,
+)
+from lorap_exp.methods.streamline.selection import bypassed
 from lorap_exp.models.checkpoint import check_reload, count_parameters, export, save, shorten
 from lorap_exp.models.families import blocks_of, shapes_of
 from lorap_exp.models.loading import meta_model
@@ -112,7 +117,7 @@ def test_only_the_network_changes(
         seen.update(parameters)
         return real(parameters, *rest, **others)
 
-    monkeypatch.setattr("lorap_exp.methods.replacement_training.train", spy)
+    monkeypatch.setattr("lorap_exp.methods.streamline.training.train", spy)
     cfg = config(
         *FAST,
         f"{T}.stages=[{stage}]",

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from lorap_exp.config import Config
 from lorap_exp.errors import LorapError
 from lorap_exp.evaluation.perplexity import mean_nll
-from lorap_exp.methods.selection import Selection, select
+from lorap_exp.methods.streamline.selection import Selection, select
 from lorap_exp.models.checkpoint import shorten
 from lorap_exp.models.families import blocks_of
 from lorap_exp.planning.plan import Removal

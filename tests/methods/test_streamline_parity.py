@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from lorap_exp.methods.selection import measure_similarities, select
+from lorap_exp.methods.streamline.selection import measure_similarities, select
 from lorap_exp.models.checkpoint import shorten
 from lorap_exp.planning.plan import Removal
 

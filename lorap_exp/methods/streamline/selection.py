@@ -8,12 +8,9 @@ before the final norm. Sources: LLM-Streamline (arXiv 2403.19135, section 3.1), 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal
 
-import matplotlib.pyplot as plt
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -54,6 +51,33 @@ class Selection:
     def restore(**raw: Any) -> "Selection":
         lists = {key: tuple(map(tuple, raw[key])) for key in ("scores", "map")}
         return Selection(**raw | lists | {"removed": tuple(raw["removed"])})
+
+
+@dataclass(frozen=True)
+class LayerScores:
+    """The measurement of which `length` layers go: a model probe (`calibration.probes`)."""
+
+    criterion: Criterion
+    length: int
+    protect: tuple[int, int]
+    start: int | None
+    name: ClassVar[str] = "selections"
+
+    def measure(
+        self, model: PreTrainedModel, ids: Tensor, batch_size: int, progress: Progress
+    ) -> dict[str, Any]:
+        """The selection as plain values."""
+        found = select(
+            model,
+            ids,
+            self.length,
+            criterion=self.criterion,
+            protect=self.protect,
+            start=self.start,
+            batch_size=batch_size,
+            progress=progress,
+        )
+        return asdict(found)
 
 
 @dataclass(frozen=True)
@@ -232,28 +256,3 @@ def greedy(
         chosen = min(costs, key=lambda layer: costs[layer])
         gone[chosen] = costs[chosen]
     return gone
-
-
-def plot_selection(selection: Selection, model: str, path: Path) -> None:
-    """Similarity for every (start, length) as a map, the choice marked on it."""
-    size = max(start + length for start, length, _ in selection.map)
-    grid = np.full((size, size), np.nan)
-    for start, length, value in selection.map:
-        grid[length - 1, start] = value
-    figure, axis = plt.subplots(figsize=(7, 5.4))
-    image = axis.imshow(
-        grid, origin="lower", cmap="viridis", extent=(-0.5, size - 0.5, 0.5, size + 0.5)
-    )
-    figure.colorbar(image, label="mean cosine of h[start] and h[start + length]")
-    chosen = selection.removed
-    if selection.criterion in CONTIGUOUS:
-        label = f"{selection.criterion}: layers {chosen[0]} to {chosen[-1]} go"
-        axis.plot(chosen[0], len(chosen), "r*", markersize=14, label=label)
-    else:
-        label = f"{selection.criterion}: layers {', '.join(map(str, chosen))} go"
-        axis.plot(chosen, [1] * len(chosen), "r*", markersize=10, label=label)
-    axis.set(xlabel="start", ylabel="length", title=f"similarity of hidden states, {model}")
-    axis.legend(loc="upper right", fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)

@@ -8,28 +8,28 @@ into `down` of the layer before the span it costs no parameter (ReplaceMe, arXiv
 not depend on the map.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lorap_exp.methods.replacement import front_of
+from lorap_exp.methods.streamline.networks import front_of
 from lorap_exp.models.families import blocks_of
 from lorap_exp.models.modeling_compressed import ReplacedLayer
 from lorap_exp.ops.least_squares import ridge_solution
-from lorap_exp.planning.plan import Removal
+from lorap_exp.planning.edits import Drop, Edit, Insert
 
 Fit = Literal["mse", "nmse"]
 
 
 def linear_replacement(
-    dense: PreTrainedModel, removal: Removal, batches: Iterable[Tensor], ridge: float, fit: Fit
+    dense: PreTrainedModel, edits: Sequence[Edit], batches: Iterable[Tensor], ridge: float, fit: Fit
 ) -> nn.Module:
     """h[stop] ~ W h[start] as a layer of its own, in the model's dtype."""
-    (part,) = removal.replacements
-    front = front_of(dense, removal)
+    (part,) = (edit for edit in edits if isinstance(edit, Insert))
+    front = front_of(dense, edits)
     states = (states for states, _ in map(front, batches))
     update = closed_form(((h[0], h[-1] - h[0], h[-1]) for h in states), ridge, fit)
     with torch.device(dense.device):
@@ -42,14 +42,14 @@ def linear_replacement(
 
 @torch.no_grad()
 def merge_linear_map(
-    dense: PreTrainedModel, removal: Removal, batches: Iterable[Tensor], ridge: float, fit: Fit
+    dense: PreTrainedModel, edits: Sequence[Edit], batches: Iterable[Tensor], ridge: float, fit: Fit
 ) -> None:
     """Fit T so that what the MLP before the span adds, times T, makes up for it; merge T in place.
 
     With h[start] = a + z, z the output of `down`, T minimises |z T - (h[stop] - a)|.
     """
-    block = blocks_of(dense)[removal.layers[0] - 1]
-    front = front_of(dense, removal)
+    block = blocks_of(dense)[_first(edits) - 1]
+    front = front_of(dense, edits)
     outputs: list[Tensor] = []
     watched = front.blocks[block.index].linear("down")
     hook = watched.register_forward_hook(lambda *call: outputs.append(call[2]))
@@ -67,6 +67,10 @@ def merge_linear_map(
         hook.remove()
     for parameter in block.linear("down").parameters():
         parameter.data = parameter + (update.mT @ parameter.double()).to(parameter)
+
+
+def _first(edits: Sequence[Edit]) -> int:
+    return min(edit.layers[0] for edit in edits if isinstance(edit, Drop | Insert))
 
 
 class Products:

@@ -14,9 +14,9 @@ import psutil
 import torch
 from torch import Tensor
 
-from lorap_exp.calibration.walk import Call
+from lorap_exp.calibration.stream import Call
 from lorap_exp.errors import LorapError
-from lorap_exp.methods.replacement import Front
+from lorap_exp.methods.streamline.networks import Front
 from lorap_exp.workspace.progress import say
 
 Cache = Literal["none", "ram", "disk"]

@@ -16,18 +16,18 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 from transformers import PreTrainedModel
 
-from lorap_exp.calibration.walk import Call, run_layer
+from lorap_exp.calibration.stream import Call, run_layer
 from lorap_exp.errors import LorapError
-from lorap_exp.models.checkpoint import shorten
 from lorap_exp.models.families import Block, blocks_of
+from lorap_exp.models.layout import shortened
 from lorap_exp.models.modeling_compressed import FeedForward, ReplacedLayer
-from lorap_exp.planning.plan import Removal, Replacement
+from lorap_exp.planning.edits import Drop, Edit, Insert
 
 Initialisation = Literal["first", "random", "residual"]
 
 
 def build_network(
-    block: Block, model: PreTrainedModel, replacement: Replacement, initialisation: Initialisation
+    block: Block, model: PreTrainedModel, replacement: Insert, initialisation: Initialisation
 ) -> nn.Module:
     """A float32 network for one replacement; `block` is the first layer it stands for.
 
@@ -120,12 +120,13 @@ class Front:
         return states, calls
 
 
-def front_of(dense: PreTrainedModel, removal: Removal) -> Front:
+def front_of(dense: PreTrainedModel, edits: Sequence[Edit]) -> Front:
     """The dense model without the layers behind the span; weights are shared."""
-    behind = tuple(range(removal.layers[-1] + 1, len(blocks_of(dense))))
-    shortened = shorten(dense, Removal(behind), {}) if behind else dense
-    starts = [part.start for part in removal.replacements] or removal.layers[:1]
-    return Front(shortened, starts)
+    spans = [edit.layers for edit in edits if isinstance(edit, Drop | Insert)]
+    last = max(index for layers in spans for index in layers)
+    behind = tuple(range(last + 1, len(blocks_of(dense))))
+    short = shortened(dense, [Drop(behind)], {}) if behind else dense
+    return Front(short, [layers[0] for layers in spans])
 
 
 def mapping_loss(

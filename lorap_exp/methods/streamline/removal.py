@@ -1,45 +1,45 @@
 """Remove the most redundant layers and train a lightweight replacement: LLM-Streamline.
 
 arXiv 2403.19135. Layers are chosen on the original model (`selection`), and replaced by nothing, a
-trained network (`replacement`), or a linear map in closed form; the stages of the stack that
-follow see a shorter model.
+trained network (`networks`), or a linear map in closed form; the steps of the stack that follow
+see a shorter model.
 """
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Annotated, Literal
+from collections.abc import Iterable, Sequence
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel
 
+from lorap_exp.calibration.evidence import Survey
+from lorap_exp.calibration.probes import ModelProbe, Probe
 from lorap_exp.calibration.sampling import packed_windows, read_text
-from lorap_exp.data.source import DataSource
 from lorap_exp.errors import LorapError
-from lorap_exp.methods.linear_map import Fit, linear_replacement, merge_linear_map
-from lorap_exp.methods.replacement import Initialisation, build_network, front_of
-from lorap_exp.methods.replacement_training import Bars, Trainer, Training
-from lorap_exp.methods.selection import (
+from lorap_exp.methods.contract import Carry, Step, Texts, Whole
+from lorap_exp.methods.streamline.linear import Fit, linear_replacement, merge_linear_map
+from lorap_exp.methods.streamline.networks import Initialisation, build_network, front_of
+from lorap_exp.methods.streamline.selection import (
     CONTIGUOUS,
     PUBLISHED_PROTECTION,
     Criterion,
-    Progress,
+    LayerScores,
     Selection,
-    select,
 )
-from lorap_exp.models.checkpoint import shorten
+from lorap_exp.methods.streamline.training import Trainer, Training
 from lorap_exp.models.families import blocks_of, family_of
-from lorap_exp.planning.plan import BlockShape, Removal
+from lorap_exp.models.layout import shortened
+from lorap_exp.planning.edits import Drop, Edit, Insert
+from lorap_exp.planning.shapes import BlockShape, Shape
 from lorap_exp.planning.spans import divide, net_layers, span_length
-from lorap_exp.training.loop import Curve
 
 TRAINED = ("ffn", "swiglu", "transformer")
 
 
 @dataclass(frozen=True, config={"extra": "forbid"})
-class LayerRemoval:
+class LayerRemoval(Step):
     """Remove layers, and put `count` networks in their place.
 
     Attributes:
@@ -71,6 +71,9 @@ class LayerRemoval:
     fit: Fit
     training: Training
 
+    reach: ClassVar[Literal["block", "model"]] = "model"
+    removes_layers: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         if self.replacement != "none" and self.criterion not in CONTIGUOUS:
             raise ValueError(
@@ -92,7 +95,7 @@ class LayerRemoval:
         return "none" if self.replacement == "linear_merged" else self.replacement
 
     @property
-    def trains(self) -> bool:
+    def trains(self) -> bool:  # type: ignore[override]
         return self.replacement in TRAINED
 
     def check(self, config: PreTrainedConfig) -> None:
@@ -105,38 +108,52 @@ class LayerRemoval:
                 f"'{config.model_type}' models that normalise the output of their MLP"
             )
 
-    def plan(self, shapes: Sequence[BlockShape], budget: float, *, alone: bool) -> Removal:
-        """The removal at its size, placed as deep as it may be until the layers are chosen.
+    def survey(self, shape: Shape, edits: Sequence[Edit]) -> Iterable[Probe | ModelProbe]:
+        return [self._scores(len(removed(edits)))] if edits else []
+
+    def _scores(self, length: int) -> LayerScores:
+        return LayerScores(self.criterion, length, self.protected, self.start)
+
+    def plan(
+        self, shape: Shape, ratio: float, seen: Survey | None, alone: bool = True
+    ) -> list[Edit]:
+        """The layers to remove, as deep as they may be until they are chosen by evidence.
 
         Args:
-            shapes: of the dense blocks.
-            budget: weights that this stage is to remove.
+            shape: of the incoming model, all layers alike.
+            ratio: share of its weights to remove.
+            seen: the scores of layers, or None.
             alone: nothing follows that could take up the rounding.
 
         Raises:
             ValueError: the model has too few layers for it, or nothing to inherit from.
         """
-        self._check_inheritance(shapes[0])
+        blocks = shape.blocks
+        self._check_inheritance(blocks[0])
         net = self.num_layers
         if net is None:
-            net = net_layers(shapes, budget, self.kind, self.count, exceed=alone)
+            budget = ratio * shape.parameters
+            net = net_layers(blocks, budget, self.kind, self.count, exceed=alone)
         length = span_length(net, self.kind, self.count)
         first, last = self.protected
-        room = len(shapes) - first - last
-        if not 0 < length <= room or length == len(shapes):
+        room = len(blocks) - first - last
+        if not 0 < length <= room or length == len(blocks):
             raise ValueError(
                 f"the {length} layers to remove must fit into the {max(room, 0)} layers that are "
                 f"not protected, and leave one"
             )
-        start = len(shapes) - last - length if self.start is None else self.start
-        if start < first or start + length > len(shapes) - last:
+        start = len(blocks) - last - length if self.start is None else self.start
+        if start < first or start + length > len(blocks) - last:
             raise ValueError(
-                f"start must lie between {first} and {len(shapes) - last - length} for {length} "
+                f"start must lie between {first} and {len(blocks) - last - length} for {length} "
                 f"layers, got {self.start}"
             )
         if self.replacement == "linear_merged" and start == 0:
             raise ValueError("start must be at least 1 for replacement linear_merged, got 0")
-        return self._removal(tuple(range(start, start + length)))
+        layers = tuple(range(start, start + length))
+        if seen is not None:
+            layers = Selection.restore(**seen.of(self._scores(length))).removed
+        return self._edits(layers)
 
     def _check_inheritance(self, layer: BlockShape) -> None:
         """An ffn inherits only from an MLP of its own shape; transformer and swiglu always can."""
@@ -157,128 +174,87 @@ class LayerRemoval:
         first, last = self.protect or PUBLISHED_PROTECTION.get(self.criterion, (0, 0))
         return (max(first, 1), last) if self.replacement == "linear_merged" else (first, last)
 
-    def _removal(self, layers: tuple[int, ...]) -> Removal:
+    def _edits(self, layers: tuple[int, ...]) -> list[Edit]:
         if self.kind == "none":
-            return Removal(layers)
+            return [Drop(layers)]
         residual = self.initialisation == "residual" and self.kind != "transformer"
         return divide(layers[0], layers[-1] + 1, self.kind, self.count, residual)
 
-    def place(self, selection: Selection) -> Removal:
-        """The removal of the layers that were chosen."""
-        return self._removal(selection.removed)
+    def lengths(self) -> dict[str, int]:
+        return {"training.length": self.training.length} if self.trains else {}
 
-    def windows(
-        self, tokenizer: PreTrainedTokenizerBase, data: DataSource, bos: int | None
-    ) -> Tensor | None:
+    def read(self, texts: Texts) -> Tensor | None:
         """Training windows (samples, length), the held-out ones first; None without training."""
         if not self.trains:
             return None
         wanted = self.training
         setting = "method.stages.layers.training"
         return packed_windows(
-            read_text(wanted.text, wanted.split, data, setting),
-            tokenizer,
+            read_text(wanted.text, wanted.split, texts.data, setting),
+            texts.tokenizer,
             held_out=wanted.validation_samples,
             samples=wanted.samples,
             length=wanted.length,
             seed=wanted.seed,
-            bos=bos,
+            bos=texts.bos,
             setting=f"{setting}.samples x length",
         )
 
-    def select(
-        self,
-        model: PreTrainedModel,
-        ids: Tensor,
-        length: int,
-        batch_size: int,
-        progress: Progress = iter,
-    ) -> Selection:
-        """Choose `length` layers of the dense model on calibration tokens (samples, T)."""
-        return select(
-            model,
-            ids,
-            length,
-            criterion=self.criterion,
-            protect=self.protected,
-            start=self.start,
-            batch_size=batch_size,
-            progress=progress,
-        )
-
-    def remove(
-        self,
-        take: Callable[[], PreTrainedModel],
-        removal: Removal,
-        *,
-        calibration: Tensor,
-        windows: Tensor | None,
-        batch_size: int,
-        folder: Path,
-        bars: Bars,
-    ) -> tuple[PreTrainedModel, dict[str, Curve]]:
-        """The shortened model with trained replacements, and the loss curves.
-
-        Args:
-            take: hands over the dense model; it is called again, and loads it anew, when the
-                layers behind the span are needed after training, so they use no memory before.
-            removal: the chosen layers.
-            calibration: tokens of the closed forms (samples, T).
-            windows: training tokens.
-            batch_size: sequences at a time for the closed forms.
-            folder: where training keeps its state.
-            bars: progress bars.
-        """
+    def apply(
+        self, part: Whole, edits: Sequence[Edit], seen: object, carry: Carry
+    ) -> Sequence[Edit]:
+        """Shorten the model; replacements are trained or fitted first."""
         if self.replacement == "none":
-            return shorten(take(), removal, {}), {}
-        if not self.trains:
-            batches = calibration.split(batch_size)
-            dense = take()
+            part.model = shortened(part.model, edits, {})
+        elif self.trains:
+            self._train(part, edits)
+        else:
+            assert part.calibration is not None
+            batches = part.calibration.split(part.batch_size)
+            modules: dict[int, nn.Module] = {}
             if self.replacement == "linear_merged":
-                merge_linear_map(dense, removal, batches, self.ridge, self.fit)
-                return shorten(dense, removal, {}), {}
-            network = linear_replacement(dense, removal, batches, self.ridge, self.fit)
-            return shorten(dense, removal, {removal.layers[0]: network}), {}
-        assert windows is not None
-        return self._train(take, removal, windows, folder, bars)
+                merge_linear_map(part.model, edits, batches, self.ridge, self.fit)
+            else:
+                network = linear_replacement(part.model, edits, batches, self.ridge, self.fit)
+                modules[removed(edits)[0]] = network
+            part.model = shortened(part.model, edits, modules)
+        return edits
 
-    def _train(
-        self,
-        take: Callable[[], PreTrainedModel],
-        removal: Removal,
-        windows: Tensor,
-        folder: Path,
-        bars: Bars,
-    ) -> tuple[PreTrainedModel, dict[str, Curve]]:
-        dense = take()
-        dtype = dense.dtype
-        networks = self._networks(dense, removal)
+    def _train(self, part: Whole, edits: Sequence[Edit]) -> None:
+        """Train the networks; the layers behind the span use no memory meanwhile."""
+        assert isinstance(part.read, Tensor)
+        dtype = part.model.dtype
+        networks = self._networks(part.model, edits)
         trainer = Trainer(
             self.training,
             self.arrangement,
-            windows=windows,
+            windows=part.read,
             dtype=dtype,
-            folder=folder,
-            bars=bars,
+            folder=part.folder,
+            bars=part.bars,
         )
-        curves: dict[str, Curve] = {}
         for stage in self.training.stages:
             if stage == "lm":
-                curves[stage] = trainer.predict(dense, removal, networks)
+                part.curves[stage] = trainer.predict(part.model, edits, networks)
                 continue
-            front = front_of(dense, removal)
-            del dense  # the layers behind the span go with it
-            curves[stage] = trainer.match(stage, front, networks)
+            front = front_of(part.model, edits)
+            part.release()
+            part.curves[stage] = trainer.match(stage, front, networks)
             del front
-            dense = take()
         finished = {int(start): network.to(dtype) for start, network in networks.items()}
-        return shorten(dense, removal, finished), curves
+        part.model = shortened(part.model, edits, finished)
 
-    def _networks(self, dense: PreTrainedModel, removal: Removal) -> nn.ModuleDict:
+    def _networks(self, dense: PreTrainedModel, edits: Sequence[Edit]) -> nn.ModuleDict:
         """The networks to train, in float32, by the first layer that each stands for."""
         torch.manual_seed(self.training.seed)
         blocks, networks = blocks_of(dense), nn.ModuleDict()
         start_from = self.initialisation or ("first" if self.kind == "transformer" else "random")
-        for part in removal.replacements:
+        for part in (edit for edit in edits if isinstance(edit, Insert)):
             networks[str(part.start)] = build_network(blocks[part.start], dense, part, start_from)
         return networks
+
+
+def removed(edits: Sequence[Edit]) -> tuple[int, ...]:
+    """The layers that go, in order."""
+    gone = [edit.layers for edit in edits if isinstance(edit, Drop | Insert)]
+    return tuple(sorted(index for layers in gone for index in layers))

@@ -15,17 +15,17 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 from transformers import PreTrainedModel
 
-from lorap_exp.methods.replacement import (
+from lorap_exp.methods.streamline.networks import (
     Front,
     mapping_loss,
     mean_over,
     mixed_precision,
     relative_error,
 )
-from lorap_exp.methods.states import Cache, Progress, States
-from lorap_exp.models.checkpoint import shorten
+from lorap_exp.methods.streamline.states import Cache, Progress, States
 from lorap_exp.models.families import blocks_of
-from lorap_exp.planning.plan import Removal
+from lorap_exp.models.layout import shortened
+from lorap_exp.planning.edits import Edit
 from lorap_exp.training.loop import Curve, Schedule, finished, train
 
 Stage = Literal["mse", "nmse", "lm"]
@@ -137,9 +137,11 @@ class Trainer:
 
         return self._fit(stage, networks, loss)
 
-    def predict(self, dense: PreTrainedModel, removal: Removal, networks: nn.ModuleDict) -> Curve:
+    def predict(
+        self, dense: PreTrainedModel, edits: Sequence[Edit], networks: nn.ModuleDict
+    ) -> Curve:
         """Stage lm: next-token loss of the shortened model; only the networks change."""
-        model = shorten(dense, removal, {int(s): network for s, network in networks.items()})
+        model = shortened(dense, edits, {int(s): network for s, network in networks.items()})
         placed = nn.ModuleDict(
             {str(b.index): b.module for b in blocks_of(model) if str(b.index) in networks}
         ).requires_grad_(True)

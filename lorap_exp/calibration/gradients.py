@@ -1,0 +1,123 @@
+"""Gradients of the next-token loss, one decoder block at a time from the last to the first.
+
+The forward pass keeps the input of every block; the backward pass runs each block once more and
+hands the gradient of its input to the one before it. So no more than one block's graph is ever in
+memory, and a model that is streamed from disk has gradients too.
+"""
+
+from collections.abc import Iterator, Set
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lorap_exp.calibration.observe import place_in, run_batches
+from lorap_exp.calibration.probes import Probe, to_tensors
+from lorap_exp.calibration.statistics import Statistic
+from lorap_exp.calibration.stream import Stream, open_stream, run_layer
+from lorap_exp.calibration.walk import Walk
+from lorap_exp.errors import LorapError
+from lorap_exp.models.families import Block
+from lorap_exp.models.source import Source
+
+
+def gradient_walk(
+    source: Source, ids: Tensor, probes: Set[Probe], how: Walk
+) -> Iterator[tuple[int, dict[Probe, Any]]]:
+    """Yield (number of a block, its gradient statistics) from the last block to the first.
+
+    The loss of a sequence is the sum of its next-token losses, so gradients are per token.
+
+    Raises:
+        LorapError: a gradient that is not finite.
+    """
+    blocks = source.blocks
+    streams = [open_stream(source, ids, how.batch_size, how.place)]
+    for position, block in enumerate(blocks):
+        with source.opened(block, rewrite=False), torch.no_grad():
+            streams.append(run_batches(block.module, position, streams[-1]))
+    batches = [batch.to(source.device) for batch in ids.split(how.batch_size)]
+    final = streams.pop()
+    after = final.following(
+        head_gradient(source, final[number], batch) for number, batch in enumerate(batches)
+    )
+    del final
+    for position in reversed(range(len(blocks))):
+        block, stream = blocks[position], streams.pop()
+        accumulators = {probe: probe.accumulator() for probe in probes}
+        with source.opened(block, rewrite=False):
+            after = after.following(
+                backward(block, position, stream, after, number, accumulators=accumulators)
+                for number in range(len(stream))
+            )
+        values = {probe: s.value(len(ids)) for probe, s in accumulators.items()}
+        for probe, value in values.items():
+            if not all(torch.isfinite(tensor).all() for tensor in to_tensors(value).values()):
+                raise LorapError(
+                    f"calibration: the gradients of {probe.matrix} in block {block.index} are not "
+                    f"finite; try dtype=bfloat16 or dtype=float32"
+                )
+        yield block.index, values
+
+
+@torch.enable_grad()
+def head_gradient(source: Source, hidden_BTH: Tensor, ids_BT: Tensor) -> Tensor:
+    """d(sum of next-token losses) / d(output of the last block), (B, T, H).
+
+    The model runs with its blocks bypassed, so its own norm, head and loss are what counts.
+    """
+    leaf = hidden_BTH.detach().requires_grad_(True)
+    blocks = source.blocks
+
+    def instead(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return leaf
+
+    try:
+        for block in blocks:
+            block.module.forward = instead
+        loss = source.model(input_ids=ids_BT, labels=ids_BT, use_cache=False).loss
+    finally:
+        for block in blocks:
+            vars(block.module).pop("forward", None)
+    (gradient,) = torch.autograd.grad(loss * (ids_BT.numel() - len(ids_BT)), leaf)
+    return gradient
+
+
+@torch.enable_grad()
+def backward(
+    block: Block,
+    position: int,
+    stream: Stream,
+    after: Stream,
+    number: int,
+    *,
+    accumulators: dict[Probe, Statistic],
+) -> Tensor:
+    """The gradient at the input of a block for one batch; what the probes ask for on the way."""
+    leaf = stream[number].detach().requires_grad_(True)
+    inputs: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
+    hooks = []
+
+    def note(place: str) -> Any:
+        def hook(_: Any, given: tuple[Tensor, ...], output: Tensor) -> None:
+            inputs[place], outputs[place] = given[0], output
+
+        return hook
+
+    try:
+        for place in {probe.at for probe in accumulators}:
+            module = place_in(block, block.module, place)
+            hooks.append(module.register_forward_hook(note(place)))
+        output = run_layer(block.module, leaf, stream.call(number, position))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    wanted = [leaf, *outputs.values()]
+    gradients = torch.autograd.grad(output, wanted, after[number])
+    by_place = dict(zip(outputs, gradients[1:], strict=True))
+    with torch.no_grad():
+        for probe, statistic in accumulators.items():
+            x, g = inputs[probe.at], by_place[probe.at]
+            statistic.update(x.detach().flatten(0, -2), g.flatten(0, -2))
+    return gradients[0]

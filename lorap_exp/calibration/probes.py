@@ -1,0 +1,76 @@
+"""What is measured of a model, and where: a probe is frozen, so it is its own key in the store."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal, Protocol
+
+from torch import Tensor
+
+from lorap_exp.calibration.statistics import STATISTICS, Statistic
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One statistic at one place of every block.
+
+    Attributes:
+        at: a matrix by its name (its input), "q:out" (its output), "residual" (the hidden states
+            that enter the block), "residual:out" (those that leave it) or "middle" (those that
+            enter the norm before the MLP).
+        what: name of the statistic (see `statistics.STATISTICS`).
+        of: whose activations: those of the model as it is now, of the untouched original, or both
+            side by side.
+        grad: it needs the gradient of the next-token loss at the output of the matrix.
+    """
+
+    at: str
+    what: str
+    of: Literal["current", "dense", "both"] = "current"
+
+    @property
+    def grad(self) -> bool:
+        return STATISTICS[self.what].grad
+
+    @property
+    def matrix(self) -> str:
+        """The matrix whose input or output is observed."""
+        return self.at.partition(":")[0]
+
+    @property
+    def sees_output(self) -> bool:
+        return self.at.endswith(":out")
+
+    @property
+    def beside(self) -> str:
+        """Where the original model is observed: at the same place, or at the matrix's output."""
+        return f"{self.matrix}:out" if STATISTICS[self.what].target else self.at
+
+    def accumulator(self) -> Statistic:
+        return STATISTICS[self.what]()
+
+    def key(self) -> dict[str, str]:
+        """What the value depends on beside model and tokens."""
+        return asdict(self)
+
+
+class ModelProbe(Protocol):
+    """A measurement of a whole model; a frozen dataclass whose fields are its key.
+
+    `name` is the kind of its entry in the store.
+    """
+
+    name: ClassVar[str]
+
+    def measure(self, model: Any, ids: Tensor, batch_size: int, progress: Any) -> dict[str, Any]:
+        """Plain JSON values."""
+        ...
+
+
+def to_tensors(value: Any) -> dict[str, Tensor]:
+    """The value of a statistic as named tensors."""
+    return {"value": value} if isinstance(value, Tensor) else dict(vars(value))
+
+
+def from_tensors(probe: Probe, tensors: Mapping[str, Tensor]) -> Any:
+    """The reverse of `to_tensors`."""
+    return STATISTICS[probe.what].restore(tensors)

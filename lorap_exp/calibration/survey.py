@@ -1,0 +1,131 @@
+"""Measurements of a whole model that is not changed: statistics of every block, gradients, scores.
+
+Statistics of the original model's activations lie in the store, one entry for each block and probe;
+a pass over the model measures only what is missing there.
+"""
+
+from collections.abc import Callable, Iterable, Sequence, Set
+from typing import Any
+
+from torch import Tensor
+
+from lorap_exp.calibration.evidence import (
+    Evidence,
+    Sharing,
+    Survey,
+    canonical,
+    store_values,
+    stored,
+)
+from lorap_exp.calibration.gradients import gradient_walk
+from lorap_exp.calibration.probes import ModelProbe, Probe
+from lorap_exp.calibration.walk import Visit, Walk, walk
+from lorap_exp.errors import LorapError
+from lorap_exp.models.source import Source
+from lorap_exp.workspace.progress import say
+
+Progress = Callable[[str, str], Callable[[Iterable[Any]], Iterable[Any]]]
+"""(label, unit) -> a progress bar."""
+
+
+def survey(
+    source: Source,
+    ids: Tensor,
+    probes: Sequence[Probe | ModelProbe],
+    how: Walk,
+    *,
+    sharing: Sharing | None,
+    bars: Progress,
+) -> Survey:
+    """Everything that the probes ask for, of the model as it comes in.
+
+    Args:
+        source: not changed.
+        ids: calibration tokens (samples, length).
+        probes: statistics of blocks, and measurements of the whole model.
+        how: batch size and place; the propagation is the original one.
+        sharing: the store of an original model; None for a model that was changed.
+        bars: progress bars.
+    """
+    local = {canonical(probe) for probe in probes if isinstance(probe, Probe)}
+    whole: dict[Any, Any] = {}
+    for probe in dict.fromkeys(p for p in probes if not isinstance(p, Probe)):
+        whole[probe] = _model_probe(source, ids, probe, how.batch_size, sharing=sharing, bars=bars)
+    blocks = measured(source, ids, local, how, sharing=sharing, bars=bars) if local else {}
+    return Survey(blocks, whole)
+
+
+def _model_probe(
+    source: Source,
+    ids: Tensor,
+    probe: ModelProbe,
+    batch_size: int,
+    *,
+    sharing: Sharing | None,
+    bars: Progress,
+) -> Any:
+    def compute() -> dict[str, Any]:
+        return probe.measure(source.model, ids, batch_size, bars(probe.name, "batch"))
+
+    if sharing is None:
+        return compute()
+    key = {**sharing.weights, **sharing.inputs, **vars(probe)}
+    return sharing.store.json(probe.name, key, compute)
+
+
+def measured(
+    source: Source,
+    ids: Tensor,
+    probes: Set[Probe],
+    how: Walk,
+    *,
+    sharing: Sharing | None,
+    bars: Progress,
+) -> dict[int, Evidence]:
+    """Evidence of every block of a model that is not changed, by its number."""
+    if sharing is None:
+        found = _pass(source, ids, probes, how, bars)
+        return {index: Evidence(values, index) for index, values in found.items()}
+    numbers = [block.index for block in source.blocks]
+    names = {"probes": sorted(map(str, probes)), "blocks": numbers}
+    with sharing.store.lock("walks", {**sharing.weights, **sharing.inputs, **names}):
+        missing = {
+            probe
+            for probe in probes
+            if not all(sharing.store.sound("statistics", sharing.key(n, probe)) for n in numbers)
+        }
+        if missing:
+            for index, values in _pass(source, ids, missing, how, bars).items():
+                store_values(sharing, index, values)
+        keys = [sharing.key(number, probe) for number in numbers for probe in probes]
+        held = sharing.store.pin("statistics", keys)
+    if not held:
+        say("  warning: store.limit_gib does not hold the statistics of all blocks: not shared")
+        found = _pass(source, ids, probes, how, bars)
+        return {index: Evidence(values, index, sharing, True) for index, values in found.items()}
+    return {
+        number: Evidence(stored(sharing, number, probes, source.device), number, sharing, True)
+        for number in numbers
+    }
+
+
+def _pass(
+    source: Source, ids: Tensor, probes: Set[Probe], how: Walk, bars: Progress
+) -> dict[int, dict[Probe, Any]]:
+    """Measure every probe of every block in one forward pass, and one backward where needed."""
+    plain = tuple(sorted((p for p in probes if not p.grad), key=str))
+    gradients = {probe for probe in probes if probe.grad}
+    found: dict[int, dict[Probe, Any]] = {block.index: {} for block in source.blocks}
+    if plain:
+        original = Walk(how.batch_size, "original", "block", how.place)
+        blocks = walk(source, ids, [Visit((), plain)], original)
+        shown = bars("survey", "block")
+        for block, _, evidence in shown(blocks):
+            found[block.index] |= {probe: evidence[probe] for probe in plain if probe in evidence}
+    if gradients:
+        shown = bars("gradients", "block")
+        for index, values in shown(gradient_walk(source, ids, gradients, how)):
+            found[index] |= values
+    if not found:
+        raise LorapError("calibration: the model has no block")
+    return found

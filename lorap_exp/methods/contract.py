@@ -1,0 +1,271 @@
+"""The contract of a method: all that a step of a stack is.
+
+A step says what must be measured (`survey`, `probes`), what sizes it could choose and what they
+cost (`options`), and how a part of the model is rewritten to the chosen sizes (`apply`). It never
+runs a pass of its own and never sees a ratio. Every verb but `apply` has an empty default.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from hydra.utils import get_class
+from pydantic import ValidationError
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from lorap_exp.calibration.evidence import Survey
+from lorap_exp.calibration.probes import ModelProbe, Probe
+from lorap_exp.calibration.walk import Visit
+from lorap_exp.config import MethodConfig, explain
+from lorap_exp.data.source import DataSource
+from lorap_exp.errors import LorapError
+from lorap_exp.models.families import Block
+from lorap_exp.planning.edits import Edit
+from lorap_exp.planning.options import Option, edits_of
+from lorap_exp.planning.rounding import Rounding
+from lorap_exp.planning.rules import Rule, Uniform
+from lorap_exp.planning.shapes import BlockShape, Shape
+
+Bars = Callable[[str, str], Callable[[Iterable[Any]], Iterable[Any]]]
+"""(label, unit) -> a progress bar."""
+Carry = dict[str, Any]
+"""What a step hands on from block to block; empty at the first."""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What a step may read before any weight is loaded."""
+
+    tokenizer: PreTrainedTokenizerBase
+    data: DataSource
+    bos: int | None
+
+
+@dataclass
+class Part:
+    """Some matrices of one block, to be rewritten together."""
+
+    block: Block
+    names: tuple[str, ...]
+    shape: BlockShape
+    """As it comes in."""
+
+
+@dataclass
+class Ends:
+    """Embedding, final norm and head of a model, after the walk over its blocks."""
+
+    model: PreTrainedModel
+
+
+class Whole:
+    """A whole model for a step of reach "model".
+
+    Attributes:
+        model: rewritten by the step, or replaced by another one here.
+        calibration: tokens (samples, T); None when nothing is calibrated.
+        batch_size: of calibration.
+        read: what the step's `read` returned.
+        folder: where training keeps its state.
+        bars: progress bars.
+        curves: losses by name, left by the step.
+    """
+
+    def __init__(
+        self,
+        reload: Callable[[], PreTrainedModel],
+        *,
+        calibration: Tensor | None,
+        batch_size: int,
+        read: Any,
+        folder: Path,
+        bars: Bars,
+    ) -> None:
+        self._reload = reload
+        self._model: PreTrainedModel | None = None
+        self.calibration, self.batch_size = calibration, batch_size
+        self.read, self.folder, self.bars = read, folder, bars
+        self.curves: dict[str, Any] = {}
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """Loaded when it is first asked for."""
+        if self._model is None:
+            self._model = self._reload()
+        return self._model
+
+    @model.setter
+    def model(self, model: PreTrainedModel) -> None:
+        self._model = model
+
+    def release(self) -> None:
+        """Forget the model while only parts of it are needed; it is loaded again afterwards."""
+        self._model = None
+
+
+class Step:
+    """One step of a method; a frozen dataclass whose fields are its configuration.
+
+    Neighbours of reach "block" share one walk over the blocks. A step of reach "model" gets the
+    whole model at once.
+    """
+
+    reach: ClassVar[Literal["block", "model"]] = "block"
+    trains: ClassVar[bool] = False
+    """The model so far is saved before the step, and all processes of a launch take part in it."""
+    original_inputs: ClassVar[bool] = False
+    """Blocks must read the outputs of original blocks, whatever `calibration.propagation` says."""
+    ends: ClassVar[bool] = False
+    """After the walk the step is given the embedding and the head (`Ends`) too."""
+    removes_layers: ClassVar[bool] = False
+
+    @property
+    def sized(self) -> Sequence[str]:
+        """Names of the matrices whose sizes the step sets; a step without any has no size."""
+        return ()
+
+    @property
+    def rule(self) -> Rule:
+        """How options and a ratio become sizes."""
+        return Uniform(Rounding())
+
+    def check(self, config: PreTrainedConfig) -> None:
+        """Raise unless the step can work on the architecture."""
+
+    def lengths(self) -> dict[str, int]:
+        """Settings that are lengths of sequences, in tokens; checked against the positions."""
+        return {}
+
+    def read(self, texts: Texts) -> Any:
+        """What the step trains on, read and tokenised before any weight is loaded."""
+
+    def survey(self, shape: Shape, edits: Sequence[Edit]) -> Iterable[Probe | ModelProbe]:
+        """What is measured of the incoming model before sizes are chosen.
+
+        `edits` were planned without evidence; with it there are as many parameters elsewhere.
+        """
+        return ()
+
+    def options(self, shape: Shape, seen: Survey | None) -> list[Option]:
+        """Every size that the step could choose, priced; without evidence at the same cost."""
+        return []
+
+    def plan(
+        self, shape: Shape, ratio: float, seen: Survey | None, alone: bool = True
+    ) -> list[Edit]:
+        """The edits that take a ratio off the step's targets.
+
+        `alone`: no step follows that could take up the rounding.
+        """
+        options = self.options(shape, seen)
+        return edits_of(options, self.rule.choose(options, ratio))
+
+    def visits(self, present: Sequence[str]) -> list[Visit]:
+        """Which matrices of a block are rewritten together, in order, and their probes."""
+        names = tuple(name for name in present if name in self.sized)
+        return [Visit(names, tuple(self.probes(names)))] if names else []
+
+    def probes(self, names: Sequence[str]) -> Iterable[Probe]:
+        """What is measured of a block before these matrices are rewritten."""
+        return ()
+
+    def apply(self, part: Any, edits: Sequence[Edit], seen: Any, carry: Carry) -> Sequence[Edit]:
+        """Rewrite the part to the edits; return what was done, at most as many parameters.
+
+        Args:
+            part: a `Part` of a block, or the `Whole` model.
+            edits: of the block, or all of the step's.
+            seen: the `Evidence` of the block; None for the whole model.
+            carry: what the step left there at an earlier block.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The steps of a method, by the names that the configuration gives them."""
+
+    steps: tuple[tuple[str, Step], ...]
+
+    def groups(self) -> list[list[tuple[str, Step]]]:
+        """Neighbours of reach "block" share one walk; every other step stands alone."""
+        groups: list[list[tuple[str, Step]]] = []
+        for name, step in self.steps:
+            alone = step.reach == "model" or not groups or groups[-1][-1][1].reach == "model"
+            if alone:
+                groups.append([])
+            groups[-1].append((name, step))
+        return groups
+
+    @property
+    def trains(self) -> bool:
+        """Some step trains."""
+        return any(step.trains for _, step in self.steps)
+
+    @property
+    def sizes(self) -> bool:
+        """Some step of reach "block" changes sizes."""
+        return any(step.sized for _, step in self.steps if step.reach == "block")
+
+
+def build_stack(method: MethodConfig) -> Stack:
+    """The stack that a configuration names; a null stage is left out.
+
+    Raises:
+        LorapError: a field that is unknown or out of range, two steps that set the size of one
+            matrix, or an order that cannot work.
+    """
+    steps: list[tuple[str, Step]] = []
+    owners: dict[str, str] = {}
+    for name, settings in method.stages.items():
+        if settings is None:
+            continue
+        step = build_step(name, settings)
+        if steps and steps[-1][1].reach == "model" and not steps[-1][1].removes_layers:
+            raise LorapError(
+                f"method.stages: the recovery must come last, but {name} follows {steps[-1][0]}"
+            )
+        if step.removes_layers and steps:
+            raise LorapError(
+                f"method.stages: layers must be removed once and first, before sizes are planned "
+                f"for them and their inputs change, but {name} follows {steps[-1][0]}"
+            )
+        for target in step.sized:
+            if target in owners:
+                raise LorapError(
+                    f"method.stages: each matrix may have its size from one stage, but {target} is "
+                    f"a target of {owners[target]} and of {name}"
+                )
+            owners[target] = name
+        steps.append((name, step))
+    return Stack(tuple(steps))
+
+
+def build_step(name: str, settings: Mapping[str, Any]) -> Step:
+    """One step from its class and fields.
+
+    Raises:
+        LorapError: no class, one that is no step, or a wrong field.
+    """
+    fields = {key: value for key, value in settings.items() if key != "_target_"}
+    target = settings.get("_target_")
+    try:
+        kind = get_class(str(target))
+    except (ImportError, ValueError) as error:
+        raise LorapError(_no_class(name, target)) from error
+    if not (isinstance(kind, type) and issubclass(kind, Step)):
+        raise LorapError(_no_class(name, target))
+    try:
+        step: Step = kind(**fields)
+    except ValidationError as error:
+        raise LorapError(explain(error, f"method.stages.{name}")) from error
+    return step
+
+
+def _no_class(name: str, target: object) -> str:
+    return (
+        f"method.stages.{name}._target_ must name a class of steps, as the files of conf/stage do, "
+        f"got {target!r}"
+    )

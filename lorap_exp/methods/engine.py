@@ -1,0 +1,99 @@
+"""The walk in which the steps of a group rewrite a model to their plan, block by block."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lorap_exp.calibration.evidence import Evidence, Sharing
+from lorap_exp.calibration.probes import Probe
+from lorap_exp.calibration.survey import measured
+from lorap_exp.calibration.walk import Visit, Walk, walk
+from lorap_exp.methods.contract import Bars, Carry, Ends, Part, Step
+from lorap_exp.models.source import Source
+from lorap_exp.planning.edits import Edit, of_block
+from lorap_exp.planning.shapes import Shape
+
+ORDER = ("q", "k", "v", "o", "gate", "up", "down")
+
+
+@torch.no_grad()
+def rewrite_blocks(
+    source: Source,
+    group: Sequence[tuple[str, Step]],
+    edits: Mapping[str, Sequence[Edit]],
+    shape: Shape,
+    *,
+    ids: Tensor,
+    how: Walk,
+    sharing: Sharing | None,
+    bars: Bars,
+    progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+) -> list[Edit]:
+    """Calibrate and rewrite every block in one walk.
+
+    Args:
+        source: the incoming model, rewritten.
+        group: the steps that share the walk.
+        edits: what each of them was planned to do.
+        shape: of the incoming model.
+        ids: calibration tokens (samples, T).
+        how: of the walk.
+        sharing: the store, for an incoming model that is the original one.
+        bars: progress bars.
+        progress: wraps the blocks.
+
+    Returns:
+        The edits as carried out: a step may move parameters inside a block, within its budget.
+    """
+    if any(step.original_inputs for _, step in group):
+        how = replace(how, propagation="original")
+    acting = [
+        (name, step, visit) for name, step in group for visit in step.visits(_present(source))
+    ]
+    if how.order == "group":
+        acting.sort(key=lambda item: (item[2].behind, ORDER.index(item[2].names[0])))
+    visits = [visit for _, _, visit in acting]
+    probes = {probe for visit in visits for probe in visit.probes}
+    known = _known(source, ids, probes, visits, how, sharing=sharing, bars=bars)
+    carry: dict[str, Carry] = {name: {} for name, _ in group}
+    done: list[Edit] = []
+    walked = walk(source, ids, visits, how, sharing=sharing, known=known)
+    total = range(len(source.blocks) * len(acting))
+    for (block, visit, seen), position in zip(walked, progress(total), strict=False):
+        name, step, _ = acting[position % len(acting)]
+        if not block.family.matrices:
+            continue
+        part = Part(block, visit.names, shape.by_index[block.index])
+        done += step.apply(part, of_block(edits[name], block.index), seen, carry[name])
+    for name, step in group:
+        if step.ends:
+            done += step.apply(Ends(source.model), edits[name], None, carry[name])
+    return done
+
+
+def _present(source: Source) -> list[str]:
+    """Names of the matrices of a block; replacements that are no blocks have none."""
+    names = {name: None for block in source.blocks for name in block.family.matrices}
+    return [name for name in ORDER if name in names]
+
+
+def _known(
+    source: Source,
+    ids: Tensor,
+    probes: set[Probe],
+    visits: Sequence[Visit],
+    how: Walk,
+    *,
+    sharing: Sharing | None,
+    bars: Bars,
+) -> dict[int, Evidence] | None:
+    """Statistics of original inputs serve every ratio: from the store, or measured for all jobs."""
+    fits = how.propagation == "original" and how.order == "block"
+    if not (fits and probes and sharing is not None) or any(visit.behind for visit in visits):
+        return None
+    if any(probe.of != "current" for probe in probes):
+        return None
+    return measured(source, ids, probes, how, sharing=sharing, bars=bars)

@@ -1,0 +1,113 @@
+"""From a plan to the settings of a compressed configuration: what the saved model looks like."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from lorap_exp.models.checkpoint import shorten
+from lorap_exp.models.families import Family, family_of, shapes_of
+from lorap_exp.models.loading import meta_model
+from lorap_exp.planning.edits import Edit, Plan
+from lorap_exp.planning.shapes import BlockShape, MatrixShape, Shape
+
+PER_LAYER = ("layer_types",)
+"""Lists of stock configurations with one entry for each layer."""
+SCATTERED = {"q": "query", "k": "query", "v": "value"}
+"""Matrices that compute some features of every head, and the space that says how many."""
+
+
+def dense_shape(config: PreTrainedConfig) -> Shape:
+    """The shape of the original model; no weight is read."""
+    return Shape(tuple(shapes_of(meta_model(config))))
+
+
+def settings_of(plan: Plan, config: PreTrainedConfig) -> dict[str, Any]:
+    """Settings of the compressed configuration of a plan over the original configuration.
+
+    Keys are those of `models.checkpoint.compressed_config`; what does not change is left out.
+    """
+    dense, family = dense_shape(config), family_of(config.model_type)
+    shape = plan.shape(dense)
+    settings: dict[str, Any] = {"compressed_modules": {}}
+    stock: dict[str, Any] = {}
+    branches: dict[str, int] = {}
+    replaced: dict[str, Any] = {}
+    for position, block in enumerate(shape.blocks):
+        if block.kind is not None and not block.matrices:
+            replaced[str(position)] = {"kind": block.kind, "residual": block.residual}
+            continue
+        before = dense.by_index[block.index]
+        if "residual" in block.widths:
+            before = before.resized("residual", block.widths["residual"])
+        settings["compressed_modules"] |= _modules(position, block, before, family)
+        if block.branch is not None:
+            branches[str(position)] = block.branch
+    numbers = [block.index for block in shape.blocks]
+    if len(numbers) < len(dense.blocks) or plan.removed_layers:
+        stock |= _without_layers(config, numbers)
+        settings["original_layers"] = numbers
+    if any("residual" in block.widths for block in shape.blocks):
+        stock |= {"hidden_size": shape.blocks[0].size("residual")}
+        stock |= {"head_dim": dense.blocks[0].size("value")}
+        settings["shortcuts"] = True
+    given = {"stock": stock, "branches": branches, "replaced_layers": replaced}
+    return settings | {name: value for name, value in given.items() if value}
+
+
+def _without_layers(config: PreTrainedConfig, numbers: Sequence[int]) -> dict[str, Any]:
+    raw = config.to_dict()
+    lists = {
+        name: [raw[name][number] for number in numbers]
+        for name in PER_LAYER
+        if raw.get(name) is not None
+    }
+    return {"num_hidden_layers": len(numbers), **lists}
+
+
+def _modules(
+    position: int, block: BlockShape, before: BlockShape, family: Family
+) -> dict[str, dict[str, Any]]:
+    """`compressed_modules` of one block."""
+    found = {}
+    for name, matrix in block.matrices.items():
+        changes = _changes(name, block, matrix, before.matrices[name])
+        if changes:
+            found[family.path(position, name)] = changes
+    return found
+
+
+def _changes(
+    name: str, block: BlockShape, matrix: MatrixShape, dense: MatrixShape
+) -> dict[str, Any]:
+    shape: dict[str, Any] = {}
+    if matrix.out_features != dense.out_features:
+        narrow = SCATTERED.get(name) in block.widths
+        shape["scatter" if narrow else "out_features"] = matrix.out_features
+    if matrix.in_features != dense.in_features:
+        narrow = name == "o" and "value" in block.widths
+        shape["gather" if narrow else "in_features"] = matrix.in_features
+    if matrix.rank is not None:
+        shape["rank"] = matrix.rank
+        if matrix.form != "pair":
+            shape["form"] = matrix.form
+    if matrix.bias:
+        shape["bias"] = True
+    return shape
+
+
+def shortened(
+    model: PreTrainedModel, edits: Sequence[Edit], modules: Mapping[int, nn.Module]
+) -> PreTrainedModel:
+    """A model without some layers, as a compressed architecture; weights are shared.
+
+    Args:
+        model: original.
+        edits: which layers go, and what stands in their place.
+        modules: the module of each replacement, by its start.
+    """
+    plan = Plan(0.0, tuple(edits))
+    shape = plan.shape(Shape(tuple(shapes_of(model))))
+    keep = [modules.get(block.index, block.index) for block in shape.blocks]
+    return shorten(model, keep, settings_of(plan, model.config))

@@ -1,0 +1,87 @@
+"""What a method could do, priced: an option is one size that can be chosen, with its cost.
+
+Rules (`planning.rules`) choose the sizes. What was measured of the model, the damage of each size
+or the importance of a block, moves parameters about and never changes their number.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from lorap_exp.planning.edits import Edit, Factor, Resize
+from lorap_exp.planning.shapes import SPACES, BlockShape, MatrixShape
+
+
+@dataclass(frozen=True)
+class Option:
+    """One size of one block: `dense` parameters as it is, or `cost(size)` when it is chosen.
+
+    Attributes:
+        block: number of the block in the original model.
+        name: of the matrix (kind rank) or of the space (kind width).
+        kind: what the size counts.
+        dense: parameters of everything that the size changes, as they are.
+        per_unit: parameters of one unit of the size.
+        full: the largest size: min(out, in) of a matrix, all units of a space.
+        form: how factors are stored (`shapes.factor_parameters`).
+        step: sizes are multiples of it, whatever the rounding (two for rotary pairs).
+        damage: predicted loss of sizes 0, 1, ..., full where it was measured; comparable between
+            the options that one rule sees.
+        importance: of the block, where it was measured.
+    """
+
+    block: int
+    name: str
+    kind: Literal["rank", "width"]
+    dense: int
+    per_unit: int
+    full: int
+    form: str = "pair"
+    step: int = 1
+    damage: tuple[float, ...] | None = None
+    importance: float | None = None
+
+    def cost(self, size: int | None) -> int:
+        """Parameters at a size; None is the dense form."""
+        if size is None:
+            return self.dense
+        return self.per_unit * size - (size**2 if self.form == "pivoted" else 0)
+
+    def size_for(self, share: float) -> float:
+        """The size whose cost is a share of the dense cost."""
+        if self.form == "pivoted":
+            root = self.per_unit**2 - 4 * share * self.dense
+            return (self.per_unit - math.sqrt(max(root, 0.0))) / 2
+        return share * self.break_even
+
+    @property
+    def break_even(self) -> float:
+        """The size at which the chosen form costs as much as the dense one."""
+        return float(self.full) if self.form == "pivoted" else self.dense / self.per_unit
+
+    def edit(self, size: int) -> Edit:
+        """What choosing a size changes."""
+        if self.kind == "rank":
+            return Factor(self.block, self.name, size, self.form)
+        return Resize(self.block, self.name, size)
+
+
+def rank_option(block: int, matrix: MatrixShape, form: str = "pair") -> Option:
+    """The rank of a matrix that is dense now."""
+    outs, ins = matrix.out_features, matrix.in_features
+    return Option(block, matrix.name, "rank", outs * ins, outs + ins, min(outs, ins), form=form)
+
+
+def width_option(block: BlockShape, space: str, step: int = 1) -> Option:
+    """The size of a space whose matrices are dense now."""
+    present = [block.matrices[n] for n in SPACES[space].matrices if n in block.matrices]
+    dense = sum(matrix.out_features * matrix.in_features for matrix in present)
+    full = block.size(space)
+    return Option(block.index, space, "width", dense, dense // full, full, step=step)
+
+
+def edits_of(options: Sequence[Option], sizes: Sequence[int | None]) -> list[Edit]:
+    """The edits of the chosen sizes; None leaves everything as it is."""
+    chosen = zip(options, sizes, strict=True)
+    return [option.edit(size) for option, size in chosen if size is not None]
