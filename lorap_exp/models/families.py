@@ -122,7 +122,10 @@ class Block:
 
     def shape(self) -> BlockShape:
         matrices = {
-            name: MatrixShape(name, *self.weight(name).shape) for name in self.family.matrices
+            name: MatrixShape(
+                name, *self.weight(name).shape, biased=self.linear(name).bias is not None
+            )
+            for name in self.family.matrices
         }
         return BlockShape(self.index, matrices, self.groups)
 

@@ -56,7 +56,8 @@ class Bias:
 
     def on(self, shape: Shape) -> Shape:
         block = shape.by_index[self.block]
-        matrix = replace(block.matrices[self.matrix], bias=True)
+        before = block.matrices[self.matrix]
+        matrix = replace(before, bias=not before.biased)
         return shape.changed(replace(block, matrices={**block.matrices, self.matrix: matrix}))
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from lorap_exp.planning.edits import Edit, Factor, Resize
+from lorap_exp.planning.edits import Bias, Edit, Factor, Resize
 from lorap_exp.planning.shapes import SPACES, BlockShape, MatrixShape
 
 
@@ -25,6 +25,7 @@ class Option:
         per_unit: parameters of one unit of the size.
         full: the largest size: min(out, in) of a matrix, all units of a space.
         form: how factors are stored (`shapes.factor_parameters`).
+        biases: matrices that get a bias when a size is chosen, and `fixed`, what those cost.
         step: sizes are multiples of it, whatever the rounding (two for rotary pairs).
         damage: predicted loss of sizes 0, 1, ..., full where it was measured; comparable between
             the options that one rule sees.
@@ -38,6 +39,8 @@ class Option:
     per_unit: int
     full: int
     form: str = "pair"
+    biases: tuple[str, ...] = ()
+    fixed: int = 0
     step: int = 1
     damage: tuple[float, ...] | None = None
     importance: float | None = None
@@ -46,25 +49,30 @@ class Option:
         """Parameters at a size; None is the dense form."""
         if size is None:
             return self.dense
-        return self.per_unit * size - (size**2 if self.form == "pivoted" else 0)
+        return self.per_unit * size + self.fixed - (size**2 if self.form == "pivoted" else 0)
 
     def size_for(self, share: float) -> float:
         """The size whose cost is a share of the dense cost."""
         if self.form == "pivoted":
             root = self.per_unit**2 - 4 * share * self.dense
             return (self.per_unit - math.sqrt(max(root, 0.0))) / 2
+        if self.fixed:
+            return (share * self.dense - self.fixed) / self.per_unit
         return share * self.break_even
 
     @property
     def break_even(self) -> float:
         """The size at which the chosen form costs as much as the dense one."""
-        return float(self.full) if self.form == "pivoted" else self.dense / self.per_unit
+        if self.form == "pivoted":
+            return float(self.full)
+        return (self.dense - self.fixed) / self.per_unit
 
-    def edit(self, size: int) -> Edit:
+    def edits(self, size: int) -> list[Edit]:
         """What choosing a size changes."""
+        added = [Bias(self.block, matrix) for matrix in self.biases]
         if self.kind == "rank":
-            return Factor(self.block, self.name, size, self.form)
-        return Resize(self.block, self.name, size)
+            return [Factor(self.block, self.name, size, self.form), *added]
+        return [Resize(self.block, self.name, size), *added]
 
 
 def rank_option(block: int, matrix: MatrixShape, form: str = "pair") -> Option:
@@ -73,15 +81,29 @@ def rank_option(block: int, matrix: MatrixShape, form: str = "pair") -> Option:
     return Option(block, matrix.name, "rank", outs * ins, outs + ins, min(outs, ins), form=form)
 
 
-def width_option(block: BlockShape, space: str, step: int = 1) -> Option:
-    """The size of a space whose matrices are dense now."""
+def width_option(
+    block: BlockShape, space: str, step: int = 1, biases: Sequence[str] = ()
+) -> Option:
+    """The size of a space whose matrices are dense now; `biases` of matrices that have none."""
+    missing = tuple(name for name in biases if not block.matrices[name].biased)
+    fixed = sum(block.matrices[name].out_features for name in missing)
     present = [block.matrices[n] for n in SPACES[space].matrices if n in block.matrices]
     dense = sum(matrix.out_features * matrix.in_features for matrix in present)
     full = block.size(space)
-    return Option(block.index, space, "width", dense, dense // full, full, step=step)
+    return Option(
+        block.index,
+        space,
+        "width",
+        dense,
+        dense // full,
+        full,
+        biases=missing,
+        fixed=fixed,
+        step=step,
+    )
 
 
 def edits_of(options: Sequence[Option], sizes: Sequence[int | None]) -> list[Edit]:
     """The edits of the chosen sizes; None leaves everything as it is."""
     chosen = zip(options, sizes, strict=True)
-    return [option.edit(size) for option, size in chosen if size is not None]
+    return [edit for o, size in chosen if size is not None for edit in o.edits(size)]

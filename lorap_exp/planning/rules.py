@@ -167,3 +167,38 @@ class LayerShares:
                     block: self.cap if block in capped else unit * w for block, w in weights.items()
                 }
             capped |= over
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """One threshold on the scores of units over all options (FLAP, arXiv 2312.11983).
+
+    Units go in ascending order of their score, the drop of an option's damage from one size to the
+    next larger one, until the ratio is met; the first unit of an option always stays. Without
+    measured damage every option keeps the same share.
+    """
+
+    rounding: Rounding
+
+    def choose(self, options: Sequence[Option], ratio: float) -> list[int | None]:
+        budget = (1 - ratio) * sum(option.dense for option in options)
+        sizes = [option.full for option in options]
+        scored: list[tuple[float, int, int]] = []
+        for i, option in enumerate(options):
+            if option.damage is None:
+                return Uniform(self.rounding).choose(options, ratio)
+            step = self.rounding.step(option)
+            for size in range(option.full // step * step, step, -step):
+                score = (option.damage[size - step] - option.damage[size]) / step
+                scored.append((score, -size, i))
+        cost = sum(option.dense for option in options)
+        for _, size, i in sorted(scored):
+            if cost <= budget:
+                break
+            option, smaller = options[i], -size - self.rounding.step(options[i])
+            if sizes[i] <= smaller:
+                continue
+            before = option.dense if sizes[i] == option.full else option.cost(sizes[i])
+            cost += option.cost(smaller) - before
+            sizes[i] = smaller
+        return [None if s == o.full else s for s, o in zip(sizes, options, strict=True)]

@@ -37,8 +37,8 @@ hidden size."""
 class MatrixShape:
     """A weight of a decoder block under its vocabulary name (q, k, v, o, gate, up, down).
 
-    `form` says how a factorised matrix is stored: "pair", rank * (out + in) numbers, or "pivoted",
-    rank * (out + in - rank) (PIFA, arXiv 2505.23883). `bias` is a bias that the original lacks.
+    `biased` says that the original has a bias; `form` how a factorised matrix is stored: "pair", rank * (out + in) numbers, or "pivoted",
+    rank * (out + in - rank) (PIFA, arXiv 2501.19090). `bias` is a bias that the original lacks.
     """
 
     name: str
@@ -47,6 +47,7 @@ class MatrixShape:
     rank: int | None = None
     form: str = "pair"
     bias: bool = False
+    biased: bool = False
 
     @property
     def parameters(self) -> int:
