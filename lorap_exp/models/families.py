@@ -121,12 +121,11 @@ class Block:
         self.module.set_submodule(self.family.matrices[name], linear)
 
     def shape(self) -> BlockShape:
-        matrices = {
-            name: MatrixShape(
-                name, *self.weight(name).shape, biased=self.linear(name).bias is not None
-            )
-            for name in self.family.matrices
-        }
+        matrices = {}
+        for name in self.family.matrices:
+            outs, ins = self.weight(name).shape
+            biased = self.linear(name).bias is not None
+            matrices[name] = MatrixShape(name, outs, ins, biased=biased)
         return BlockShape(self.index, matrices, self.groups)
 
 
