@@ -78,10 +78,12 @@ class AllocationConfig(Section):
 
     knapsack: least measured damage, each option keeping at least `floor` of the common share.
     layer_shares: each layer its own ratio, softmax(-importance / `temperature`), at most `cap`.
+    proportions: `factors` times the ratio for some matrices or spaces, the others take the rest.
     uniform: the same share everywhere. Sizes are multiples of `round_to`.
     """
 
-    rule: Literal["knapsack", "layer_shares", "uniform"]
+    rule: Literal["knapsack", "layer_shares", "proportions", "uniform"]
+    factors: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = {}
     round_to: Annotated[int, Field(ge=1)] = 1
     floor: Annotated[float, Field(ge=0, le=1)] = 0.0
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.2

@@ -48,8 +48,9 @@ def measure(
         LorapError: an activation that is not finite.
     """
     accumulators = {probe: probe.accumulator() for probe in probes}
-    places = {probe.at for probe in probes}
-    targets = {probe.beside for probe in probes if probe.of != "current"}
+    pairs = [probe for probe in probes if probe.of != "current"]
+    places = {probe.at for probe in probes} | {probe.beside for probe in pairs if probe.now}
+    targets = {probe.beside for probe in pairs if not probe.now}
     apart = beside is not None and beside is not stream
     originals: list[Tensor] = []
 
@@ -82,7 +83,8 @@ def measure(
 
 def _update(probe: Probe, statistic: Statistic, current: Seen, original: Seen) -> None:
     if probe.of == "both":
-        statistic.update(current[probe.at], original[probe.beside])
+        beside = current if probe.now else original
+        statistic.update(current[probe.at], beside[probe.beside])
     else:
         statistic.update((current if probe.of == "current" else original)[probe.at])
 

@@ -162,6 +162,10 @@ class Step:
         options = self.options(shape, seen)
         return edits_of(options, self.rule.choose(options, ratio))
 
+    def additions(self, shape: Shape, seen: Survey | None) -> list[Edit]:
+        """Edits that add parameters whatever the ratio; the sizes of the others pay for them."""
+        return []
+
     def visits(self, present: Sequence[str]) -> list[Visit]:
         """Which matrices of a block are rewritten together, in order, and their probes."""
         names = tuple(name for name in present if name in self.sized)

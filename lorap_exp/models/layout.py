@@ -51,6 +51,7 @@ def settings_of(plan: Plan, config: PreTrainedConfig) -> dict[str, Any]:
     if any("residual" in block.widths for block in shape.blocks):
         stock |= {"hidden_size": shape.blocks[0].size("residual")}
         stock |= {"head_dim": dense.blocks[0].size("value")}
+        stock |= {"tie_word_embeddings": False}
         settings["shortcuts"] = True
     given = {"stock": stock, "branches": branches, "replaced_layers": replaced}
     return settings | {name: value for name, value in given.items() if value}

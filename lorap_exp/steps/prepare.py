@@ -23,7 +23,7 @@ from lorap_exp.models.loading import digest_model, load_config, load_tokenizer, 
 from lorap_exp.planning.edits import Plan
 from lorap_exp.planning.knapsack import Knapsack
 from lorap_exp.planning.rounding import Rounding
-from lorap_exp.planning.rules import LayerShares, Rule, Uniform
+from lorap_exp.planning.rules import LayerShares, Proportions, Rule, Uniform
 from lorap_exp.planning.shapes import Shape
 from lorap_exp.planning.stack import Budget
 from lorap_exp.workspace.job import Job
@@ -128,6 +128,8 @@ def rule_of(allocation: AllocationConfig) -> Rule:
             return Knapsack(rounding, allocation.floor)
         case "layer_shares":
             return LayerShares(allocation.temperature, allocation.cap, rounding)
+        case "proportions":
+            return Proportions(tuple(allocation.factors.items()), rounding)
         case "uniform":
             return Uniform(rounding)
 
