@@ -20,8 +20,8 @@ from lorap_exp.config import Config
 from lorap_exp.errors import LorapError
 from lorap_exp.methods import low_rank
 from lorap_exp.methods.stage import build_stack, compress, plan_stack
+from lorap_exp.models.digests import digest_tokenizer
 from lorap_exp.models.families import shapes_of
-from lorap_exp.models.loading import digest_tokenizer
 from lorap_exp.models.tiny import byte_tokenizer
 from lorap_exp.workspace.store import Store
 
