@@ -52,7 +52,8 @@ def _ratio(value: float) -> float:
     return value
 
 
-def _plain_name(value: str) -> str:
+def plain_name(value: str) -> str:
+    """A name that leads into no other folder."""
     if not value or value != value.strip() or value in (".", "..") or _UNSAFE.search(value):
         raise ValueError("must be a folder's name of visible characters, without / and \\")
     return value
@@ -61,13 +62,14 @@ def _plain_name(value: str) -> str:
 _UNSAFE = re.compile(r"[/\\\x00-\x1f\x7f]")
 
 
-def _some_folder(value: str) -> str:
+def folder_path(value: str) -> str:
+    """A path that is one."""
     if not value.strip() or "\0" in value:
         raise ValueError("must be a folder")
     return value
 
 
-FolderPath = Annotated[str, AfterValidator(_some_folder)]
+FolderPath = Annotated[str, AfterValidator(folder_path)]
 
 
 def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -285,7 +287,7 @@ class AnalysisConfig(Section):
 class Config(Section):
     """One experiment."""
 
-    name: Annotated[str, AfterValidator(_plain_name), BOOKKEEPING]
+    name: Annotated[str, AfterValidator(plain_name), BOOKKEEPING]
     ratio: Annotated[float, AfterValidator(_ratio)]
     ratio_of: Literal["decoder", "model"]
     seed: Seed

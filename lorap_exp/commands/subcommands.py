@@ -162,7 +162,7 @@ def _where(options: argparse.Namespace) -> None:
     from datasets.config import HF_DATASETS_CACHE
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    from lorap_exp.models.wheels import cache_folder
+    from lorap_exp.workspace.digests import cache_folder
 
     folder = _default_folder()
     found = "" if (folder / "MANIFEST.json").is_file() else "  (no MANIFEST.json there)"

@@ -22,7 +22,7 @@ from transformers import (
 
 from lorap_exp.config import ModelConfig
 from lorap_exp.errors import LorapError, one_line
-from lorap_exp.models.digests import digest_json, digest_weights
+from lorap_exp.models.digests import digest_weights
 from lorap_exp.models.families import family_of
 from lorap_exp.models.headers import read_json, stored_tensors
 from lorap_exp.models.inspection import (
@@ -33,6 +33,7 @@ from lorap_exp.models.inspection import (
 from lorap_exp.models.modeling_compressed import split_fused
 from lorap_exp.models.tiny import byte_tokenizer, random_config
 from lorap_exp.models.wheels import find_parts, unpack
+from lorap_exp.workspace.digests import digest_json
 from lorap_exp.workspace.memory import out_of_memory
 from lorap_exp.workspace.progress import say
 
@@ -292,7 +293,7 @@ def _read_weights(
                 f"model.path: config.json of '{source.location}' says that '{target}' is "
                 f"'{origin}' (tie_word_embeddings), but the files hold two different tensors"
             )
-    return dense  # type: ignore[no-any-return]
+    return dense
 
 
 def _escaped(name: str) -> str:

@@ -30,7 +30,7 @@ from lorap_exp.training.loop import Curve
 from lorap_exp.workspace.job import Job
 from lorap_exp.workspace.progress import Meter, bar, no_bar, say
 from lorap_exp.workspace.team import Team
-from lorap_exp.workspace.versions import source_digest, versions
+from lorap_exp.workspace.versions import origins
 
 
 @dataclass(frozen=True)
@@ -81,11 +81,12 @@ def compress_or_reuse(
     final = not inputs.recovers
     folder = job.model_folder if final else job.folder / "compressed"
     dtype = getattr(torch, cfg.dtype)
-    if (raw := job.read("compression.json")) is not None:
+    recovered = not final and job.read("recovery.json", sealed=True) is not None
+    source = job.model_folder if recovered else folder
+    done = job.restore("compression.json", Compression.from_dict)
+    if done is not None and (source / "config.json").is_file():
         say("  compressed before, reloaded")
-        recovered = not final and job.read("recovery.json") is not None
-        source = job.model_folder if recovered else folder
-        return load(source, inputs.device, dtype), Compression.from_dict(raw)
+        return load(source, inputs.device, dtype), done
     dense = Dense(cfg, inputs, meter)
     parameters = {"dense": count_parameters(meta_model(inputs.model_config))}
     plan = inputs.plan
@@ -126,7 +127,7 @@ def dense_key(cfg: Config, inputs: Inputs) -> dict[str, Any]:
         "model": inputs.model_digest,
         "dtype": cfg.dtype,
         "device": inputs.device.type,
-        "versions": versions() | {"source": source_digest()},
+        "versions": origins(),
     }
 
 
@@ -226,9 +227,9 @@ def recover_or_reuse(
     if not inputs.recovers:
         return compressed
     assert inputs.stack.recovery is not None
-    if (raw := job.read("recovery.json")) is not None:
+    if (done := job.restore("recovery.json", Compression.from_dict)) is not None:
         say("  recovered before, reloaded")
-        return model, Compression.from_dict(raw)
+        return model, done
     with meter.stage("recovery"):
         Team().tell("recover")
         model, plan, curve = inputs.stack.recovery.recover(
@@ -253,6 +254,7 @@ def save_checked(inputs: Inputs, model: PreTrainedModel, folder: Path) -> None:
     """Save a model, and compare the reload with it."""
     save(model, inputs.tokenizer, folder)
     check_reload(model, folder, check_batch(inputs))
+    Job(folder.parent).record(folder)
 
 
 def check_batch(inputs: Inputs) -> Tensor:

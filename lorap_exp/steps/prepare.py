@@ -7,16 +7,18 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from lorap_exp.calibration.sampling import read_documents, sample_windows
+from lorap_exp.calibration.sampling import digest, read_documents, sample_windows
 from lorap_exp.config import Config
 from lorap_exp.data.instructions import Example
 from lorap_exp.data.source import DataSource, open_source
-from lorap_exp.errors import LorapError
+from lorap_exp.evaluation.profiles import PROFILES
 from lorap_exp.evaluation.suite import Suite, prepare_suite
 from lorap_exp.methods.stage import Stack, build_stack, plan_method
 from lorap_exp.models.checkpoint import count_parameters
+from lorap_exp.models.digests import digest_tokenizer
 from lorap_exp.models.families import family_of, shapes_of
 from lorap_exp.models.loading import digest_model, load_config, load_tokenizer, meta_model
+from lorap_exp.models.tokenizers import check_ids, check_length, check_tokenizer
 from lorap_exp.planning.plan import Plan, Removal
 from lorap_exp.workspace.job import Job
 from lorap_exp.workspace.store import Store
@@ -59,18 +61,35 @@ def prepare(cfg: Config, job: Job, device: torch.device) -> Inputs:
         stack.removal.check(model_config)
     plan = plan_job(cfg, stack, model_config)
     tokenizer = load_tokenizer(cfg.model)
+    check_lengths(cfg, stack, model_config)
+    asked = (cfg.evaluation.zero_shot, cfg.evaluation.generation, stack.recovery)
+    check_tokenizer(tokenizer, model_config, ends=any(one is not None for one in asked))
     bos = tokenizer.bos_token_id if family_of(model_config.model_type).bos_every_chunk else None
     suite = prepare_suite(cfg.evaluation, data, tokenizer, job.folder / "tasks", bos)
-    check_length("calibration.length", cfg.calibration.length, model_config)
     needed = not plan.is_dense or cfg.analysis is not None
     ids = calibration_ids(cfg, data, tokenizer, bos) if needed else None
     tuned = stack.recovery is not None and not plan.is_dense
     examples = stack.recovery.examples(tokenizer, data, bos) if tuned and stack.recovery else []
     windows = None
     if stack.removal is not None and stack.removal.trains and not plan.is_dense:
-        length = stack.removal.training.length
-        check_length("method.stages.layers.training.length", length, model_config)
         windows = stack.removal.windows(tokenizer, data, bos)
+    texts = {f"evaluation.perplexity.texts {t.name}": chunks for t, chunks in suite.texts}
+    trained = [i for i, _ in examples]
+    check_ids(
+        {"calibration": ids, "method.stages.layers.training": windows, **texts}
+        | {"method.stages.recovery": torch.cat(trained) if trained else None},
+        model_config,
+    )
+    model_digest = digest_model(cfg.model, model_config, cfg.seed)
+    job.bind(
+        {
+            "model": model_digest,
+            "tokenizer": digest_tokenizer(tokenizer),
+            "calibration": None if ids is None else digest(ids),
+            "training windows": None if windows is None else digest(windows),
+            "recovery examples": digest(torch.cat(trained)) if trained else None,
+        }
+    )
     return Inputs(
         device=device,
         model_config=model_config,
@@ -83,7 +102,7 @@ def prepare(cfg: Config, job: Job, device: torch.device) -> Inputs:
         examples=examples,
         suite=suite,
         store=store,
-        model_digest=digest_model(cfg.model, model_config, cfg.seed),
+        model_digest=model_digest,
     )
 
 
@@ -102,13 +121,18 @@ def plan_job(
     )
 
 
-def check_length(setting: str, length: int, model_config: PreTrainedConfig) -> None:
-    """No sequence is longer than the model's positions."""
-    most = getattr(model_config, "max_position_embeddings", None)
-    if most is not None and length > most:
-        raise LorapError(
-            f"{setting} must be at most {most}, the positions of the model, got {length}"
-        )
+def check_lengths(cfg: Config, stack: Stack, model_config: PreTrainedConfig) -> None:
+    """Every length that is asked for, against the model's positions."""
+    asked = {"calibration.length": cfg.calibration.length}
+    if cfg.evaluation.perplexity is not None:
+        profile = PROFILES[cfg.evaluation.perplexity.profile]
+        asked[f"evaluation.perplexity.profile {profile.name}: its chunks"] = profile.length
+    if stack.recovery is not None:
+        asked["method.stages.recovery.cutoff"] = getattr(stack.recovery, "cutoff", 0)
+    if stack.removal is not None and stack.removal.trains:
+        asked["method.stages.layers.training.length"] = stack.removal.training.length
+    for setting, length in asked.items():
+        check_length(setting, length, model_config)
 
 
 def calibration_ids(

@@ -3,21 +3,25 @@
 import errno
 from collections.abc import Iterator
 
-import torch
-
-HOST = ("can't allocate memory", "not enough memory", "cannot allocate memory")
-"""How torch's CPU allocator says that it found none."""
+MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "cannot allocate memory",
+    "out of memory",
+    "os error 12)",
+)
+"""How torch (CPU and CUDA) and Rust libraries say that they found no memory."""
 DISK = ("no space left on device", "os error 28", "disk quota exceeded", "os error 122")
 """How Rust libraries (safetensors, tokenizers) say that a disk is full."""
 
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether CUDA or the host had no memory left."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+    if isinstance(error, MemoryError):
         return True
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and error.errno is not None:
         return error.errno == errno.ENOMEM
-    return any(text in str(error).lower() for text in HOST)
+    return any(text in str(error).lower() for text in MEMORY)
 
 
 def disk_full(error: BaseException) -> bool:

@@ -87,7 +87,9 @@ def written(name: str, content: str | bytes) -> Act:
 
 
 def removed(*names: str) -> Act:
-    return lambda folder: [(folder / name).unlink() for name in names]
+    return each(
+        *(lambda folder, name=name: (folder / name).rename(folder / "gone") for name in names)
+    )
 
 
 def cut(name: str, share: float) -> Act:
