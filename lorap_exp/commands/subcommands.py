@@ -131,9 +131,11 @@ def _prune_store(options: argparse.Namespace) -> None:
 
 
 def _store_folder(options: argparse.Namespace) -> Path:
+    from lorap_exp.workspace.store import MARK, is_store
+
     folder: Path = options.folder.expanduser()
-    if not folder.is_dir():
-        raise LorapError(f"--folder must be the folder of a store, got '{folder}'")
+    if not is_store(folder):
+        raise LorapError(f"--folder must be a store, which holds '{MARK}', got '{folder}'")
     return folder
 
 
