@@ -45,8 +45,8 @@ def test_the_catalogue_knows_every_group() -> None:
     [
         (["ratio=1.2"], r"ratio must lie in \[0, 1\), got 1.2"),
         (["ratio=-0.1"], r"ratio must lie in \[0, 1\), got -0.1"),
-        (["ratio=nan"], r"ratio must lie in \[0, 1\), got nan"),
-        (["ratio=much"], "ratio must be a valid number.* got 'much'"),
+        (["ratio=nan"], "ratio must be a finite number, got nan"),
+        (["ratio=much"], "ratio must be a number, got 'much'"),
         (["device=tpu"], "device must be auto, cpu, cuda or cuda:N, got 'tpu'"),
         (["dtype=int8"], "dtype must be one of .*'bfloat16'.* got 'int8'"),
         (["calibration.samples=0"], "calibration.samples must be greater .* 1, got 0"),

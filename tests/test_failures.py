@@ -17,7 +17,8 @@ from lorap_exp.config import Config
 from lorap_exp.errors import LorapError
 from lorap_exp.reporting.sweep import collect
 from lorap_exp.workspace import files, job
-from lorap_exp.workspace.job import describe_state, open_job, read_status
+from lorap_exp.workspace.job import open_job
+from lorap_exp.workspace.state import describe_state, read_status
 
 Make = Callable[..., Config]
 QUIET = ["model=tiny", "data=embedded", "calibration=embedded", "logging=disabled"]

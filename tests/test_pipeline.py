@@ -26,7 +26,7 @@ from lorap_exp.models.loading import load_config, meta_model
 from lorap_exp.planning.plan import Plan
 from lorap_exp.reporting.result import Result
 from lorap_exp.steps import compress as compression
-from lorap_exp.workspace.job import find_twin
+from lorap_exp.workspace.state import find_twin
 
 Make = Callable[..., Config]
 

@@ -26,6 +26,7 @@ from lorap_exp.models.families import (
     decoder_family,
     family_of,
 )
+from lorap_exp.models.inspection import check_complete
 from lorap_exp.models.loading import meta_model
 from lorap_exp.models.modeling_compressed import (
     COMPRESSED,
@@ -177,6 +178,9 @@ def load(
     register()
     if not (Path(folder) / "config.json").is_file():
         raise LorapError(f"a compressed model's folder holds config.json, got '{folder}'")
+    config = AutoConfig.from_pretrained(str(folder))
+    with torch.device("meta"):
+        check_complete(Path(folder), AutoModelForCausalLM.from_config(config))
     model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype)
     return model.eval().requires_grad_(False).to(device)
 
@@ -219,7 +223,8 @@ def part_of(name: str, family: Family) -> str:
     inside = name.removeprefix(family.layers + ".").partition(".")[2]
     if name.startswith(family.layers + "."):
         for matrix, path in family.matrices.items():
-            if inside.startswith(path + "."):
+            fused = path.rpartition(".")[0]  # Phi-3's, once they are joined again
+            if inside.startswith((f"{path}.", f"{fused}.weight", f"{fused}.bias")):
                 return "mlp" if matrix in ("gate", "up", "down") else "attention"
         return "replacement" if inside.startswith("replacement.") else "other"
     return "embeddings" if "embed_tokens." in name or name.startswith("lm_head.") else "other"

@@ -7,7 +7,8 @@ from typing import Any
 
 from lorap_exp.errors import LorapError
 from lorap_exp.reporting.result import Result, read_result
-from lorap_exp.workspace.job import Job, read_status
+from lorap_exp.workspace.job import Job
+from lorap_exp.workspace.state import read_status
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from lorap_exp.config import Config
 from lorap_exp.evaluation.scores import Scores
 from lorap_exp.evaluation.stability import Choices, Stability, compare
 from lorap_exp.evaluation.suite import evaluate
-from lorap_exp.models.loading import digest_tokenizer
+from lorap_exp.models.digests import digest_tokenizer
 from lorap_exp.steps.compress import dense_key, load_dense
 from lorap_exp.steps.prepare import Inputs
 from lorap_exp.workspace.job import Job

@@ -20,8 +20,8 @@ from lorap_exp.config import Config
 from lorap_exp.errors import LorapError
 from lorap_exp.methods import low_rank
 from lorap_exp.methods.stage import build_stack, compress, plan_stack
+from lorap_exp.models.digests import digest_tokenizer
 from lorap_exp.models.families import shapes_of
-from lorap_exp.models.loading import digest_tokenizer
 from lorap_exp.models.tiny import byte_tokenizer
 from lorap_exp.workspace.store import Store
 
@@ -82,16 +82,72 @@ def test_a_full_disk_costs_the_sharing_not_the_job(
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     store = Store(tmp_path, 10**6)
     store.json("k", {}, lambda: 1)
-    for name in ("half.bin", "whole.bin.partial", "busy.bin.partial"):
+    half, whole, busy = (c * 32 for c in "abc")
+    for name in (f"{half}.bin", f"{whole}.bin.partial", f"{busy}.bin.partial"):
         (tmp_path / "k" / name).write_bytes(b"0" * 100)
-    with FileLock(tmp_path / "k" / "busy.lock"):
+        (tmp_path / "k" / f"{name[:32]}.lock").touch()
+    with FileLock(tmp_path / "k" / f"{busy}.lock"):
         assert not store.prune(10**6)
-    assert {path.name for path in tmp_path.glob("k/*bin*")} - {"busy.bin.partial"} == {
-        path.name for path in tmp_path.glob("k/*.bin")
-    }
-    assert (tmp_path / "k" / "busy.bin.partial").exists()
-    assert not (tmp_path / "k" / "half.bin").exists()
+    left = {path.name for path in tmp_path.glob("k/*bin*")}
+    assert f"{busy}.bin.partial" in left and len(left) == 2
     assert store.json("k", {}, never) == 1
+
+
+FOREIGN = ["a/weights.bin", "a/x.bin.partial", "a/x.json", f"k/{'d' * 32}.bin", "k/notes.json"]
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_foreign_files_are_never_touched(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("{}")
+    store = Store(tmp_path, 10**6).open()
+    store.json("k", {}, lambda: 1)
+    assert len(store.prune(0)) == 1
+    assert path.read_text() == "{}"
+
+
+def test_a_folder_without_the_mark_is_not_pruned(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from lorap_exp.commands import subcommands
+
+    for command in ("prune", "list"):
+        with pytest.raises(SystemExit, match="--folder must be a store"):
+            subcommands.run(["store", command, "--folder", str(tmp_path)])
+    Store(tmp_path, 0).open()
+    subcommands.run(["store", "prune", "--folder", str(tmp_path)])
+    assert "0 entries removed" in capsys.readouterr().out
+
+
+def test_a_link_leads_the_store_nowhere(tmp_path: Path) -> None:
+    other, store = Store(tmp_path / "other", 10**6).open(), Store(tmp_path / "own", 0).open()
+    other.json("k", {}, lambda: 1)
+    (tmp_path / "own" / "k").symlink_to(tmp_path / "other" / "k")
+    assert store.prune(0) == [] and len(other.entries()) == 1
+
+
+def hold(folder: Path, ready: Path) -> None:
+    """A process that needs an entry, until it is killed."""
+    assert Store(folder, 10**6).pin("k", [{}])
+    ready.touch()
+    time.sleep(60)
+
+
+def test_what_another_process_needs_is_not_pruned(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store", 10**6).open()
+    store.json("k", {}, lambda: 1)
+    store.json("k", {"a": 1}, lambda: 2)
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=hold, args=(tmp_path / "store", tmp_path / "ready"))
+    process.start()
+    while not (tmp_path / "ready").exists():
+        assert process.is_alive()
+        time.sleep(0.05)
+    assert [entry.key for entry in store.prune(0)] == [{"a": 1}]
+    process.kill()
+    process.join()
+    assert [entry.key for entry in store.prune(0)] == [{}], "pins of the dead hold nothing"
 
 
 def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path, config: Make) -> None:
