@@ -9,6 +9,7 @@ from lorap_exp.errors import LorapError
 from lorap_exp.evaluation.scores import Scores
 from lorap_exp.planning.edits import Plan
 from lorap_exp.planning.shapes import BlockShape, Shape
+from lorap_exp.workspace.sealing import unseal
 
 
 @dataclass(frozen=True)
