@@ -17,7 +17,7 @@ from torch import Tensor
 from lorap_exp.calibration.evidence import Evidence, Sharing, canonical
 from lorap_exp.calibration.observe import measure, run_batches
 from lorap_exp.calibration.probes import Probe
-from lorap_exp.calibration.stream import Place, open_stream
+from lorap_exp.calibration.stream import Place, Stream, open_stream
 from lorap_exp.models.families import Block
 from lorap_exp.models.source import Source
 
@@ -42,12 +42,14 @@ class Walk:
         order: "block" measures everything before the block is rewritten, as LoRAP does; "group"
             measures the probes of each visit behind what the visits before it rewrote.
         place: where hidden states are kept.
+        rewrite: the caller may rewrite blocks; otherwise they are only looked at.
     """
 
     batch_size: int
     propagation: str = "compressed"
     order: str = "block"
     place: Place = "device"
+    rewrite: bool = True
 
 
 @torch.no_grad()
@@ -77,6 +79,8 @@ def walk(
     if known is not None or not probes:
         for block in source.blocks:
             found = known[block.index] if known is not None else None
+            if source.finished(block):
+                continue
             with source.opened(block):
                 for visit in visits:
                     yield block, visit, found or Evidence({}, block.index, sharing)
@@ -90,7 +94,11 @@ def walk(
     for position, block in enumerate(source.blocks):
         last = position == len(source.blocks) - 1
         original = position == 0 or not follow
-        with source.opened(block):
+        if how.rewrite and source.finished(block):
+            if not last:
+                stream, beside = _pass_by(source, block, position, stream, beside, follow=follow)
+            continue
+        with source.opened(block, rewrite=how.rewrite, original=not how.rewrite):
             untouched = copy.deepcopy(block.module) if both and again else None
             following, following_beside = None, None
             evidence = Evidence({}, block.index, sharing, original)
@@ -122,3 +130,24 @@ def walk(
                 assert following is not None
                 stream = following
                 beside = stream if both else None
+
+
+def _pass_by(
+    source: Source,
+    block: Block,
+    position: int,
+    stream: Stream,
+    beside: Stream | None,
+    *,
+    follow: bool,
+) -> tuple[Stream, Stream | None]:
+    """The streams after a block that was rewritten before the process was killed."""
+    following_beside = None
+    if beside is not None or not follow:
+        with source.opened(block, rewrite=False, original=True):
+            following_beside = run_batches(block.module, position, beside or stream)
+    if not follow:
+        assert following_beside is not None
+        return following_beside, following_beside if beside is not None else None
+    with source.opened(block, rewrite=False):
+        return run_batches(block.module, position, stream), following_beside

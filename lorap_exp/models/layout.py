@@ -7,7 +7,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from lorap_exp.models.checkpoint import shorten
-from lorap_exp.models.families import Family, family_of, shapes_of
+from lorap_exp.models.families import Block, Family, family_of, shapes_of
 from lorap_exp.models.loading import meta_model
 from lorap_exp.planning.edits import Edit, Plan
 from lorap_exp.planning.shapes import BlockShape, MatrixShape, Shape
@@ -96,6 +96,17 @@ def _changes(
     if matrix.bias:
         shape["bias"] = True
     return shape
+
+
+def block_forms(edits: Sequence[Edit], block: Block) -> dict[str, dict[str, Any]]:
+    """New forms of the matrices of one block after its edits, by their names."""
+    before = block.shape()
+    after = Plan(0.0, tuple(edits)).shape(Shape((before,))).blocks[0]
+    found = {}
+    for name, matrix in after.matrices.items():
+        if changes := _changes(name, after, matrix, before.matrices[name]):
+            found[name] = changes
+    return found
 
 
 def shortened(
