@@ -16,17 +16,18 @@ import torch
 from torch import Tensor
 
 TYPES = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I32": torch.int32,
+    "F32": torch.float32,
     "F64": torch.float64,
     "I64": torch.int64,
-    "F32": torch.float32,
-    "I32": torch.int32,
-    "BF16": torch.bfloat16,
-    "F16": torch.float16,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
 }
+"""In the order of safetensors: a file holds the last kinds first."""
 NAMES = {dtype: name for name, dtype in TYPES.items()}
 CHUNK = 2**24
 """Bytes copied at a time."""
@@ -68,20 +69,18 @@ def read(place: Place) -> Tensor:
 def layout(tensors: Mapping[str, Tensor | Place]) -> tuple[bytes, list[str]]:
     """The header of a file that holds these tensors, and their order in it."""
 
-    def width(name: str) -> int:
-        found = tensors[name]
-        dtype = found.dtype if isinstance(found, Place) else NAMES[found.dtype]
-        return TYPES[dtype].itemsize
-
-    order = sorted(tensors, key=lambda name: (-width(name), name))
+    kinds = {
+        name: found.dtype if isinstance(found, Place) else NAMES[found.dtype]
+        for name, found in tensors.items()
+    }
+    ranks = {kind: rank for rank, kind in enumerate(TYPES)}
+    order = sorted(tensors, key=lambda name: (-ranks[kinds[name]], name))
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at = 0
     for name in order:
-        found = tensors[name]
-        shape = list(found.shape)
-        size = width(name) * int(np.prod(shape, dtype=np.int64))
-        dtype = found.dtype if isinstance(found, Place) else NAMES[found.dtype]
-        entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + size]}
+        kind, shape = kinds[name], list(tensors[name].shape)
+        size = TYPES[kind].itemsize * int(np.prod(shape, dtype=np.int64))
+        entries[name] = {"dtype": kind, "shape": shape, "data_offsets": [at, at + size]}
         at += size
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
