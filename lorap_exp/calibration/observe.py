@@ -123,7 +123,7 @@ def place_in(block: Block, module: nn.Module, place: str) -> nn.Module:
     if place.partition(":")[0] == "residual":
         return module
     if place == "middle":
-        return block.norms_of(module)[1]
+        return module.get_submodule(block.family.norms[1])
     return module.get_submodule(block.family.matrices[place.partition(":")[0]])
 
 

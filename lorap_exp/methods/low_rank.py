@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -162,7 +162,7 @@ def metric_of(metric: Metric, name: str, seen: Evidence, exponent: float = 1.0) 
     return found
 
 
-def factorise(linear: nn.Linear, basis_OK: Tensor, rank: int, form: str = "pair") -> nn.Module:
+def factorise(linear: nn.Linear, basis_OK: Tensor, rank: int, form: str = "pair") -> Any:
     """A linear layer of the given rank with the bias of the dense one."""
     left, right = split(linear.weight, basis_OK.to(linear.weight.device), rank)
     return factored(linear, left, right, form)

@@ -9,7 +9,7 @@ second moments of the walk. Published: LLaMA-7B at 20 % of all parameters, WikiT
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -134,5 +134,8 @@ class LinearBranch(Step):
                 wanted.second, wanted.cross - given.cross, linearity(wanted), edit.rank, self.ridge
             )
             part.block.add_branch(edit.rank)
-            part.block.set_branch(left, right)
+            branch: Any = part.block.mlp.get_submodule("branch")
+            branch.left.weight.copy_(left)
+            branch.right.weight.copy_(right)
+            branch.requires_grad_(False)
         return chosen

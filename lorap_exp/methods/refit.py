@@ -6,7 +6,7 @@ changes no size (the refit of GRAIL, arXiv 2602.23795, for every matrix).
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -49,7 +49,7 @@ class Refit(Step):
     ) -> Sequence[Edit]:
         (name,) = part.names
         moments = seen[Probe(name, "target_moment", of="both")]
-        linear: torch.nn.Module = part.block.linear(name)
+        linear: Any = part.block.linear(name)
         cross, second = moments.cross, moments.second
         if linear.bias is not None:
             cross = cross - torch.outer(linear.bias.double(), moments.mean)
@@ -57,6 +57,5 @@ class Refit(Step):
             right = linear.right.weight.double()
             second, cross = right @ second @ right.mT, cross @ right.mT
             linear = linear.left
-        weight: torch.Tensor = linear.weight  # type: ignore[assignment]
-        weight.copy_(refit(second, cross, weight, self.ridge))
+        linear.weight.copy_(refit(second, cross, linear.weight, self.ridge))
         return ()

@@ -6,7 +6,7 @@ recognised; anything else that is missing, left over or of another size is an er
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,7 +105,9 @@ def match(
     folder: Path, stored: Mapping[str, Stored], empty: PreTrainedModel, *, wrapped: bool
 ) -> Match:
     """See `match_folder`."""
-    wanted = {name: tensor.shape for name, tensor in empty.state_dict().items()}
+    state = empty.state_dict()
+    wanted = {name: tensor.shape for name, tensor in state.items()}
+    indices = {name for name, tensor in state.items() if not tensor.is_floating_point()}
     prefix = f"{empty.base_model_prefix}."
     names: dict[str, str] = {}
     extra = []
@@ -117,7 +119,7 @@ def match(
         elif not HARMLESS.search(name) and not (wrapped and BESIDE_TEXT.match(name)):
             extra.append(name)
     _refuse_doubles(folder, names)
-    _refuse_sizes(folder, {name: stored[name] for name in names}, names, wanted)
+    _refuse_sizes(folder, {name: stored[name] for name in names}, names, wanted, indices)
     tied = empty.all_tied_weights_keys
     found = set(names.values())
     missing = [
@@ -178,10 +180,11 @@ def _refuse_sizes(
     stored: Mapping[str, Stored],
     names: Mapping[str, str],
     wanted: Mapping[str, Size],
+    indices: Set[str],
 ) -> None:
     for name, tensor in stored.items():
         where = f"'{name}' of '{folder / tensor.file}'"
-        if tensor.dtype not in FLOATS:
+        if tensor.dtype not in FLOATS and names[name] not in indices:
             raise LorapError(
                 f"model.path must hold weights in floating point ({', '.join(FLOATS)}), got "
                 f"{where} of type {tensor.dtype}: it is quantised"

@@ -23,14 +23,13 @@ from transformers import (
 from lorap_exp.config import ModelConfig
 from lorap_exp.errors import LorapError, one_line
 from lorap_exp.models.digests import digest_weights
-from lorap_exp.models.families import family_of
+from lorap_exp.models.families import family_of, split_fused
 from lorap_exp.models.headers import read_json, stored_tensors
 from lorap_exp.models.inspection import (
     check_folder,
     check_tokenizer_files,
     match_folder,
 )
-from lorap_exp.models.modeling_compressed import split_fused
 from lorap_exp.models.tiny import byte_tokenizer, random_config
 from lorap_exp.models.wheels import find_parts, unpack
 from lorap_exp.workspace.digests import digest_json
@@ -109,7 +108,6 @@ def load_config(model: ModelConfig) -> PreTrainedConfig:
         LorapError: the model is none, or its folder does not hold exactly its tensors.
     """
     if model.random is not None:
-        family_of(model.random.family)
         config = random_config(model.random)
         _architecture(config, f"a random '{model.random.family}'")
         return config
@@ -129,7 +127,7 @@ def load_config(model: ModelConfig) -> PreTrainedConfig:
             f"'{whole.model_type}' in '{source.location}'"
         )
     config = text_config(whole, source.folder)
-    family_of(config.model_type)
+    family_of(config)
     if getattr(config, "original_layers", None):
         config.original_layers = None  # numbers count from the model that is loaded
     empty = _architecture(config, f"'{source.location}'")
@@ -181,12 +179,6 @@ def _architecture(config: PreTrainedConfig, what: str) -> PreTrainedModel:
         raise LorapError(
             f"model.path: the configuration of {what} describes no model: {one_line(error)}"
         ) from error
-
-
-def meta_model(config: PreTrainedConfig) -> PreTrainedModel:
-    """The architecture without weights: shapes only."""
-    with torch.device("meta"):
-        return split_fused(AutoModelForCausalLM.from_config(config))
 
 
 def describe_source(model: ModelConfig) -> str:
@@ -242,7 +234,8 @@ def load_model(
         generation = dense.generation_config
         if generation is not None and {generation.temperature, generation.top_p} - {None, 1.0}:
             generation.do_sample = True  # settings of sampling without it cannot be saved (Vicuna)
-        return split_fused(dense.eval().requires_grad_(False)).to(device)
+        split: Any = split_fused(dense.eval().requires_grad_(False))
+        return split.to(device)
     except (RuntimeError, MemoryError, OSError) as error:
         if not out_of_memory(error):
             raise

@@ -3,6 +3,8 @@
 Every layer keeps the bias, dtype and device of the one it replaces, and is frozen.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -11,7 +13,7 @@ from lorap_exp.ops.low_rank import pivot
 
 
 @torch.no_grad()
-def factored(linear: nn.Linear, left_OR: Tensor, right_RI: Tensor, form: str = "pair") -> nn.Module:
+def factored(linear: nn.Linear, left_OR: Tensor, right_RI: Tensor, form: str = "pair") -> Any:
     """W ~ L R as two factors, or as `rank` rows of L R and the coefficients of the others."""
     low_rank = reshape_linear(linear, rank=len(right_RI), form=form)
     if form == "pair":
@@ -50,7 +52,7 @@ def select(linear: nn.Linear, kept: Tensor, dim: int) -> nn.Linear:
 
 
 @torch.no_grad()
-def scattered(linear: nn.Linear, rows: Tensor) -> nn.Module:
+def scattered(linear: nn.Linear, rows: Tensor) -> Any:
     """The layer that computes only some rows of its output; the others are zero."""
     narrow = reshape_linear(linear, scatter=len(rows))
     narrow.kept.copy_(rows)
@@ -61,7 +63,7 @@ def scattered(linear: nn.Linear, rows: Tensor) -> nn.Module:
 
 
 @torch.no_grad()
-def gathered(linear: nn.Linear, columns: Tensor) -> nn.Module:
+def gathered(linear: nn.Linear, columns: Tensor) -> Any:
     """The layer that reads only some features of its input."""
     narrow = reshape_linear(linear, gather=len(columns))
     narrow.read.copy_(columns)

@@ -101,7 +101,7 @@ class StreamedSource(Source):
         return self._device
 
     @cached_property
-    def blocks(self) -> Sequence[Block]:  # type: ignore[override]
+    def blocks(self) -> Sequence[Block]:
         return blocks_of(self.model)
 
     @property

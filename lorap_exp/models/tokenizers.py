@@ -44,7 +44,7 @@ def check_tokenizer(
                 f"model.path: the {name} of its tokenizer must be below the {vocabulary} tokens "
                 f"of the embedding, got {getattr(tokenizer, name)!r} with {index}"
             )
-    if family_of(config.model_type).bos_every_chunk and tokenizer.bos_token_id is None:
+    if family_of(config).bos_every_chunk and tokenizer.bos_token_id is None:
         raise LorapError(
             f"model.path: the tokenizer of a '{config.model_type}' model must have a bos_token, "
             f"without which its scores mean nothing, got null"

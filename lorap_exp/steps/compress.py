@@ -30,8 +30,9 @@ from lorap_exp.models.checkpoint import (
     load,
     save,
 )
+from lorap_exp.models.families import meta_model
 from lorap_exp.models.layout import settings_of
-from lorap_exp.models.loading import load_model, meta_model
+from lorap_exp.models.loading import load_model
 from lorap_exp.models.source import Source
 from lorap_exp.planning.edits import Edit, Plan
 from lorap_exp.reporting.selection import plot_selection

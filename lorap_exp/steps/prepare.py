@@ -18,9 +18,9 @@ from lorap_exp.methods.contract import Stack, Texts, build_stack
 from lorap_exp.methods.planner import plan_stack
 from lorap_exp.models.checkpoint import count_parameters
 from lorap_exp.models.digests import digest_tokenizer
-from lorap_exp.models.families import family_of
+from lorap_exp.models.families import family_of, meta_model
 from lorap_exp.models.layout import dense_shape
-from lorap_exp.models.loading import digest_model, load_config, load_tokenizer, meta_model
+from lorap_exp.models.loading import digest_model, load_config, load_tokenizer
 from lorap_exp.models.tokenizers import check_ids, check_length, check_tokenizer
 from lorap_exp.planning.edits import Plan
 from lorap_exp.planning.knapsack import Knapsack
@@ -79,7 +79,7 @@ def prepare(cfg: Config, job: Job, device: torch.device) -> Inputs:
     asked = (cfg.evaluation.zero_shot, cfg.evaluation.generation)
     ends = stack.trains or any(suite is not None for suite in asked)
     check_tokenizer(tokenizer, model_config, ends=ends)
-    bos = tokenizer.bos_token_id if family_of(model_config.model_type).bos_every_chunk else None
+    bos = tokenizer.bos_token_id if family_of(model_config).bos_every_chunk else None
     suite = prepare_suite(cfg.evaluation, data, tokenizer, job.folder / "tasks", bos)
     needed = not plan.is_dense or cfg.analysis is not None
     calibration = calibration_ids(cfg, data, tokenizer, bos) if needed else None
