@@ -29,8 +29,8 @@ from lorap_exp.methods.selection import (
     Selection,
     select,
 )
-from lorap_exp.models.checkpoint import shorten
 from lorap_exp.models.families import blocks_of, family_of
+from lorap_exp.models.layout import cut
 from lorap_exp.planning.plan import BlockShape, Removal
 from lorap_exp.planning.spans import divide, net_layers, span_length
 from lorap_exp.training.loop import Curve
@@ -97,9 +97,7 @@ class LayerRemoval:
 
     def check(self, config: PreTrainedConfig) -> None:
         """Raise unless the replacement fits the architecture."""
-        normed_first = getattr(config, "do_layer_norm_before", True)  # not in OPT-350m
-        plain = family_of(config.model_type).plain_residual and normed_first
-        if self.replacement == "linear_merged" and not plain:
+        if self.replacement == "linear_merged" and not family_of(config).plain_residual:
             raise LorapError(
                 f"method.stages.layers.replacement must not be linear_merged for "
                 f"'{config.model_type}' models that normalise the output of their MLP"
@@ -230,15 +228,15 @@ class LayerRemoval:
             bars: progress bars.
         """
         if self.replacement == "none":
-            return shorten(take(), removal, {}), {}
+            return cut(take(), removal, {}), {}
         if not self.trains:
             batches = calibration.split(batch_size)
             dense = take()
             if self.replacement == "linear_merged":
                 merge_linear_map(dense, removal, batches, self.ridge, self.fit)
-                return shorten(dense, removal, {}), {}
+                return cut(dense, removal, {}), {}
             network = linear_replacement(dense, removal, batches, self.ridge, self.fit)
-            return shorten(dense, removal, {removal.layers[0]: network}), {}
+            return cut(dense, removal, {removal.layers[0]: network}), {}
         assert windows is not None
         return self._train(take, removal, windows, folder, bars)
 
@@ -272,7 +270,7 @@ class LayerRemoval:
             del front
             dense = take()
         finished = {int(start): network.to(dtype) for start, network in networks.items()}
-        return shorten(dense, removal, finished), curves
+        return cut(dense, removal, finished), curves
 
     def _networks(self, dense: PreTrainedModel, removal: Removal) -> nn.ModuleDict:
         """The networks to train, in float32, by the first layer that each stands for."""

@@ -26,7 +26,7 @@ from lorap_exp.errors import LorapError
 from lorap_exp.methods.low_rank import factorise
 from lorap_exp.models.checkpoint import multiply_out
 from lorap_exp.models.families import decoder_family
-from lorap_exp.models.modeling_compressed import LowRankLinear
+from lorap_exp.models.modeling_compressed import LowRankLinear, place, projections
 from lorap_exp.ops.low_rank import principal_outputs
 from lorap_exp.planning.plan import Plan
 from lorap_exp.training.loop import Curve, Schedule, train
@@ -150,7 +150,7 @@ class LoraRecovery:
         factored = factored_layers(model)
         if self.path == "published":
             for path, layer in factored.items():
-                model.set_submodule(path, multiply_out(layer))
+                place(model, path, multiply_out(layer))
         adapted = self._adapt(model)
         pad = pad_token(model)
 
@@ -202,7 +202,7 @@ class LoraRecovery:
             if rank * (outs + ins) < outs * ins:
                 larger[path] = rank
                 basis, _ = principal_outputs(linear.weight, None)
-                model.set_submodule(path, factorise(linear, basis, rank))
+                place(model, path, factorise(linear, basis, rank))
         family = decoder_family(model)
         blocks = []
         for position, block in enumerate(plan.blocks):
@@ -214,7 +214,7 @@ class LoraRecovery:
 
 def factored_layers(model: PreTrainedModel) -> dict[str, LowRankLinear]:
     """Every factorised layer by path."""
-    return {name: m for name, m in model.named_modules() if isinstance(m, LowRankLinear)}
+    return {p: layer for p, layer in projections(model).items() if isinstance(layer, LowRankLinear)}
 
 
 def pad_token(model: PreTrainedModel) -> int:

@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 
 from lorap_exp.calibration.walk import Call, run_layer
 from lorap_exp.errors import LorapError
-from lorap_exp.models.checkpoint import shorten
 from lorap_exp.models.families import Block, blocks_of
+from lorap_exp.models.layout import cut
 from lorap_exp.models.modeling_compressed import FeedForward, ReplacedLayer
 from lorap_exp.planning.plan import Removal, Replacement
 
@@ -123,7 +123,7 @@ class Front:
 def front_of(dense: PreTrainedModel, removal: Removal) -> Front:
     """The dense model without the layers behind the span; weights are shared."""
     behind = tuple(range(removal.layers[-1] + 1, len(blocks_of(dense))))
-    shortened = shorten(dense, Removal(behind), {}) if behind else dense
+    shortened = cut(dense, Removal(behind), {}) if behind else dense
     starts = [part.start for part in removal.replacements] or removal.layers[:1]
     return Front(shortened, starts)
 

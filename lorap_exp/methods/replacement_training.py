@@ -23,8 +23,8 @@ from lorap_exp.methods.replacement import (
     relative_error,
 )
 from lorap_exp.methods.states import Cache, Progress, States
-from lorap_exp.models.checkpoint import shorten
 from lorap_exp.models.families import blocks_of
+from lorap_exp.models.layout import cut
 from lorap_exp.planning.plan import Removal
 from lorap_exp.training.loop import Curve, Schedule, finished, train
 
@@ -139,7 +139,7 @@ class Trainer:
 
     def predict(self, dense: PreTrainedModel, removal: Removal, networks: nn.ModuleDict) -> Curve:
         """Stage lm: next-token loss of the shortened model; only the networks change."""
-        model = shorten(dense, removal, {int(s): network for s, network in networks.items()})
+        model = cut(dense, removal, {int(s): network for s, network in networks.items()})
         placed = nn.ModuleDict(
             {str(b.index): b.module for b in blocks_of(model) if str(b.index) in networks}
         ).requires_grad_(True)

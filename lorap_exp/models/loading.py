@@ -18,8 +18,7 @@ from transformers import (
 
 from lorap_exp.config import ModelConfig
 from lorap_exp.errors import LorapError
-from lorap_exp.models.families import family_of
-from lorap_exp.models.modeling_compressed import split_fused
+from lorap_exp.models.families import family_of, split_fused
 from lorap_exp.models.tiny import byte_tokenizer, random_config
 from lorap_exp.models.wheels import find_parts, unpack
 
@@ -61,7 +60,6 @@ def _looks_local(path: str) -> bool:
 def load_config(model: ModelConfig) -> PreTrainedConfig:
     """The configuration only: the model exists, is a causal decoder and of a known family."""
     if model.random is not None:
-        family_of(model.random.family)
         return random_config(model.random)
     source = find_source(model)
     config = _guarded(model, source, lambda: AutoConfig.from_pretrained(**source.arguments))
@@ -70,16 +68,10 @@ def load_config(model: ModelConfig) -> PreTrainedConfig:
             f"model.path must hold a causal decoder model, got the encoder-decoder "
             f"'{config.model_type}' in '{source.location}'"
         )
-    family_of(config.model_type)
+    family_of(config)
     if getattr(config, "original_layers", None):
         config.original_layers = None  # numbers count from the model that is loaded
     return config
-
-
-def meta_model(config: PreTrainedConfig) -> PreTrainedModel:
-    """The architecture without weights: shapes only."""
-    with torch.device("meta"):
-        return split_fused(AutoModelForCausalLM.from_config(config))
 
 
 def describe_source(model: ModelConfig) -> str:
@@ -137,7 +129,8 @@ def load_model(
     generation = dense.generation_config
     if generation is not None and {generation.temperature, generation.top_p} - {None, 1.0}:
         generation.do_sample = True  # settings of sampling without it cannot be saved (Vicuna)
-    return split_fused(dense.eval().requires_grad_(False)).to(device)
+    split: Any = split_fused(dense.eval().requires_grad_(False))
+    return split.to(device)
 
 
 def _guarded(model: ModelConfig, source: Source, load: Any) -> Any:

@@ -20,10 +20,11 @@ from lorap_exp.models.checkpoint import (
     count_parameters,
     export,
     load,
-    planned_shapes,
     save,
 )
-from lorap_exp.models.loading import load_model, meta_model
+from lorap_exp.models.families import meta_model
+from lorap_exp.models.layout import module_settings, settings_of
+from lorap_exp.models.loading import load_model
 from lorap_exp.planning.plan import Plan
 from lorap_exp.steps.prepare import Inputs, plan_job
 from lorap_exp.training.loop import Curve
@@ -106,10 +107,11 @@ def compress_or_reuse(
                 sharing=None if plan.removal.layers else sharing(cfg, inputs),
                 progress=bar("compress", "block"),
             )
-        model = as_compressed(model, plan, inputs.model_config)
+        settings = settings_of(plan, inputs.model_config)
+        model = as_compressed(model, settings, inputs.model_config)
     with meter.stage("save"):
         if final:
-            model = export(model, inputs.model_config, plan, cfg.export)
+            model = export(model, inputs.model_config, cfg.export)
         parameters["compressed"] = count_parameters(model)
         save_checked(inputs, model, folder)
     seconds, peak = dict(meter.seconds), dict(meter.peak_memory)
@@ -234,9 +236,9 @@ def recover_or_reuse(
         model, plan, curve = inputs.stack.recovery.recover(
             model, before.plan, inputs.examples, job.folder / "recovery", bar("recovery", "step")
         )
-        model.config.compressed_modules = planned_shapes(inputs.model_config, plan)
+        model.config.compressed_modules = module_settings(plan, inputs.model_config)
     with meter.stage("save"):
-        model = export(model, inputs.model_config, plan, cfg.export)
+        model = export(model, inputs.model_config, cfg.export)
         parameters = before.parameters | {"compressed": count_parameters(model)}
         save_checked(inputs, model, job.model_folder)
     seconds, peak = before.seconds | meter.seconds, before.peak_memory | meter.peak_memory

@@ -15,8 +15,9 @@ from lorap_exp.errors import LorapError
 from lorap_exp.evaluation.suite import Suite, prepare_suite
 from lorap_exp.methods.stage import Stack, build_stack, plan_method
 from lorap_exp.models.checkpoint import count_parameters
-from lorap_exp.models.families import family_of, shapes_of
-from lorap_exp.models.loading import digest_model, load_config, load_tokenizer, meta_model
+from lorap_exp.models.families import meta_model, shapes_of
+from lorap_exp.models.loading import digest_model, load_config, load_tokenizer
+from lorap_exp.models.structure import traits_of
 from lorap_exp.planning.plan import Plan, Removal
 from lorap_exp.workspace.job import Job
 from lorap_exp.workspace.store import Store
@@ -59,7 +60,7 @@ def prepare(cfg: Config, job: Job, device: torch.device) -> Inputs:
         stack.removal.check(model_config)
     plan = plan_job(cfg, stack, model_config)
     tokenizer = load_tokenizer(cfg.model)
-    bos = tokenizer.bos_token_id if family_of(model_config.model_type).bos_every_chunk else None
+    bos = tokenizer.bos_token_id if traits_of(model_config.model_type).bos_every_chunk else None
     suite = prepare_suite(cfg.evaluation, data, tokenizer, job.folder / "tasks", bos)
     check_length("calibration.length", cfg.calibration.length, model_config)
     needed = not plan.is_dense or cfg.analysis is not None

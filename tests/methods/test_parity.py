@@ -14,6 +14,7 @@ from lorap_exp.methods.low_rank import LowRank
 from lorap_exp.methods.stage import Stage, compress, plan_stack
 from lorap_exp.models.checkpoint import as_compressed
 from lorap_exp.models.families import blocks_of, shapes_of
+from lorap_exp.models.layout import settings_of
 
 CASES = [
     "AFM_s0.2_p0.01_a3",
@@ -53,7 +54,7 @@ def test_published_code(shared: Path, name: str) -> None:
         if key.endswith("_proj.weight"):
             weight = model.get_submodule("model." + key.removesuffix(".weight")).weight
             assert (weight - product).norm() / product.norm() < 1e-4, key
-    compressed = as_compressed(model, plan)
+    compressed = as_compressed(model, settings_of(plan, model.config))
     with torch.no_grad():
         logits = compressed(held).logits
     assert (logits - expected["logits"]).norm() / expected["logits"].norm() < 1e-4

@@ -15,9 +15,9 @@ from lorap_exp import pipeline
 from lorap_exp.config import Config
 from lorap_exp.methods.replacement import build_network, front_of, mapping_loss, relative_error
 from lorap_exp.methods.selection import bypassed
-from lorap_exp.models.checkpoint import check_reload, count_parameters, export, save, shorten
-from lorap_exp.models.families import blocks_of, shapes_of
-from lorap_exp.models.loading import meta_model
+from lorap_exp.models.checkpoint import check_reload, count_parameters, export, save
+from lorap_exp.models.families import blocks_of, meta_model, shapes_of
+from lorap_exp.models.layout import cut
 from lorap_exp.models.tiny import byte_tokenizer
 from lorap_exp.planning.plan import BlockPlan, Plan, Removal
 from lorap_exp.planning.spans import divide
@@ -52,7 +52,7 @@ def test_a_copied_layer_in_place_of_one_changes_nothing(tiny: Tiny, family: str)
     modules = networks(model, removal, "first")
     states, calls = front_of(model, removal)(IDS)
     assert mapping_loss(list(modules.values()), states, calls, "series").item() == 0
-    assert torch.equal(shorten(model, removal, modules)(IDS).logits, model(IDS).logits)
+    assert torch.equal(cut(model, removal, modules)(IDS).logits, model(IDS).logits)
 
 
 def test_the_relative_error_sees_every_token_and_the_largest() -> None:
@@ -180,7 +180,7 @@ def test_parameter_counts_of_the_paper(
                 part.start: networks(dense, removal, "random")[part.start]
                 for part in removal.replacements
             }
-        left = count_parameters(shorten(dense, removal, modules))["total"]
+        left = count_parameters(cut(dense, removal, modules))["total"]
         assert 100 * (1 - left / total) == pytest.approx(expected, abs=0.006)
     transformer = divide(2, 3 + layers, "transformer", 1, False)
     assert transformer.parameters(shapes_of(dense)) == layers * shapes_of(dense)[0].parameters
@@ -195,8 +195,8 @@ def test_saved_loaded_and_generating(
     model = tiny(family, blocks=6)
     removal = divide(start, start + 2, kind, 1, False)
     modules = networks(model, removal, "random")
-    short = shorten(model, removal, {k: module.eval() for k, module in modules.items()})
-    exported = export(short, model.config, planned(model, removal), "factored")
+    short = cut(model, removal, {k: module.eval() for k, module in modules.items()})
+    exported = export(short, model.config, "factored")
     stock = exported.config.model_type == family
     assert stock == (kind == "transformer")
     save(exported, byte_tokenizer(), tmp_path / "model")
@@ -244,7 +244,7 @@ def test_none_equals_deleting_the_layers(tiny: Tiny, family: str) -> None:
     model = tiny(family, blocks=6)
     with bypassed(blocks_of(model)[i] for i in (1, 4)):
         expected = model(IDS).logits
-    short = shorten(model, Removal((1, 4)), {})
+    short = cut(model, Removal((1, 4)), {})
     assert torch.equal(short(IDS).logits, expected)
     assert [block.index for block in blocks_of(short)] == [0, 2, 3, 5]
     assert len(blocks_of(model)) == 6
@@ -265,7 +265,7 @@ def test_a_reloaded_short_model_counts_from_itself(tiny: Tiny, tmp_path: Path) -
     model = tiny(blocks=6)
     model.config.eos_token_id = [1, 2, 3, 4, 5, 6]
     first = Removal((1, 2))
-    short = export(shorten(model, first, {}), model.config, planned(model, first), "factored")
+    short = export(cut(model, first, {}), model.config, "factored")
     save(short, byte_tokenizer(), tmp_path / "model")
     loaded = lorap_exp.load(tmp_path / "model")
     assert loaded.config.original_layers == [0, 3, 4, 5]
@@ -273,4 +273,4 @@ def test_a_reloaded_short_model_counts_from_itself(tiny: Tiny, tmp_path: Path) -
     assert [block.index for block in blocks_of(loaded)] == [0, 1, 2, 3]
     with bypassed([blocks_of(loaded)[3]]):
         expected = loaded(IDS).logits
-    assert torch.equal(shorten(loaded, Removal((3,)), {})(IDS).logits, expected)
+    assert torch.equal(cut(loaded, Removal((3,)), {})(IDS).logits, expected)
