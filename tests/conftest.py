@@ -51,7 +51,8 @@ def workload(request: pytest.FixtureRequest) -> list[str]:
     return ["model=smollm2_135m", "data=local", f"data.folder={folder}", *small, *few]
 
 
-FAMILIES = ["gemma3_text", "llama", "mistral", "opt", "phi3", "qwen2", "qwen3"]
+FAMILIES = ("gemma3_text", "llama", "mistral", "opt", "phi3", "qwen2", "qwen3")
+"""The families on which every method is tried; tests/models tries more."""
 
 
 @pytest.fixture(params=FAMILIES)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from lorap_exp.planning.plan import Plan
 
 import lorap_exp
 from lorap_exp import pipeline
@@ -21,9 +22,8 @@ from lorap_exp.commands.main import forget_locals
 from lorap_exp.config import Config
 from lorap_exp.errors import LorapError
 from lorap_exp.evaluation import suite, zero_shot
-from lorap_exp.models.families import family_of, module_shapes, shapes_of
-from lorap_exp.models.loading import load_config, meta_model
-from lorap_exp.planning.plan import Plan
+from lorap_exp.models.layout import module_settings
+from lorap_exp.models.loading import load_config
 from lorap_exp.reporting.result import Result
 from lorap_exp.steps import compress as compression
 from lorap_exp.workspace.state import find_twin
@@ -49,8 +49,7 @@ def test_a_job_leaves_everything(tmp_path: Path, config: Make) -> None:
     total = sum(parameter.numel() for parameter in model.parameters())
     assert raw["parameters"]["compressed"]["total"] == total
     plan = Plan.from_json((tmp_path / "plan.json").read_text())
-    shapes = shapes_of(meta_model(load_config(cfg.model)))
-    assert model.config.compressed_modules == module_shapes(plan, shapes, family_of("llama"))
+    assert model.config.compressed_modules == module_settings(plan, load_config(cfg.model))
 
 
 @pytest.mark.parametrize("method", ["lorap", "svd", "svd_all", "dense"])

@@ -51,7 +51,7 @@ def measure(
     pairs = [probe for probe in probes if probe.of != "current"]
     places = {probe.at for probe in probes} | {probe.beside for probe in pairs if probe.now}
     targets = {probe.beside for probe in pairs if not probe.now}
-    apart = beside is not None and beside is not stream
+    apart = beside is not None and (beside is not stream or original is not None)
     originals: list[Tensor] = []
 
     def batches() -> Iterator[Tensor]:

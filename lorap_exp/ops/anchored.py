@@ -66,10 +66,8 @@ def refit(second_II: Tensor, cross_OI: Tensor, towards_OI: Tensor, ridge: float)
     """W' = (E[y x^T] + l W D) (E[x x^T] + l D)^-1, float64: least squares pulled towards W.
 
     y is the output to be matched, x the present input, D the diagonal of E[x x^T] and l = `ridge`.
-    The larger the ridge, the nearer the solution stays to W; it is at least 1e-6, so that W stays
-    in directions that the activations do not show above rounding.
+    With ridge 0 it is plain least squares; the larger it is, the nearer the solution stays to W.
     """
-    ridge = max(ridge, 1e-6)
     S = second_II.double()
     D = S.diagonal().clamp_min(S.diagonal().mean() * 1e-6)
     factor = positive_cholesky(S + ridge * torch.diag(D))

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from lorap_exp.methods.stage import build_stack
+from lorap_exp.planning.plan import Removal
 from transformers import PreTrainedModel
 
 from lorap_exp.config import Config
-from lorap_exp.methods.streamline.removal import LayerRemoval
 from lorap_exp.methods.streamline.linear import closed_form
-from lorap_exp.methods.stage import build_stack
+from lorap_exp.methods.streamline.removal import LayerRemoval
 from lorap_exp.models.families import blocks_of
-from lorap_exp.planning.plan import Removal
 from lorap_exp.planning.spans import divide
 
 Make = Callable[..., Config]

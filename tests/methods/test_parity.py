@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from lorap_exp.evaluation.perplexity import chunk, mean_nll
 from lorap_exp.calibration.walk import Walk
+from lorap_exp.evaluation.perplexity import chunk, mean_nll
 from lorap_exp.methods.contract import Stack
 from lorap_exp.methods.low_rank import LowRank
 from lorap_exp.methods.pruning import ChannelPruning

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from lorap_exp.planning.plan import BlockPlan, Plan, Removal
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig, PreTrainedModel
 
@@ -24,7 +25,6 @@ from lorap_exp.models.checkpoint import check_reload, count_parameters, export, 
 from lorap_exp.models.families import blocks_of, shapes_of
 from lorap_exp.models.loading import meta_model
 from lorap_exp.models.tiny import byte_tokenizer
-from lorap_exp.planning.plan import BlockPlan, Plan, Removal
 from lorap_exp.planning.spans import divide
 from lorap_exp.training import loop
 from lorap_exp.training.loop import Schedule

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from lorap_exp.planning.plan import Removal
 from transformers import PreTrainedModel
 
 from lorap_exp.config import Config
@@ -15,7 +16,6 @@ from lorap_exp.evaluation.perplexity import mean_nll
 from lorap_exp.methods.streamline.selection import Selection, select
 from lorap_exp.models.checkpoint import shorten
 from lorap_exp.models.families import blocks_of
-from lorap_exp.planning.plan import Removal
 
 Make = Callable[..., Config]
 Tiny = Callable[..., PreTrainedModel]

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from lorap_exp.planning.plan import Removal
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lorap_exp.methods.streamline.selection import measure_similarities, select
 from lorap_exp.models.checkpoint import shorten
-from lorap_exp.planning.plan import Removal
 
 
 @pytest.fixture(scope="module")

@@ -6,16 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from lorap_exp.methods.channel_pruning import ChannelPruning
+from lorap_exp.methods.head_pruning import HeadPruning
+from lorap_exp.methods.stage import Stage, compress, plan_stack
+from lorap_exp.planning.plan import Plan
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import lorap_exp
 from lorap_exp.commands.info import describe
 from lorap_exp.config import ModelConfig
 from lorap_exp.errors import LorapError
-from lorap_exp.methods.channel_pruning import ChannelPruning
-from lorap_exp.methods.head_pruning import HeadPruning
 from lorap_exp.methods.low_rank import LowRank
-from lorap_exp.methods.stage import Stage, compress, plan_stack
 from lorap_exp.models.checkpoint import (
     as_compressed,
     check_reload,
@@ -24,10 +25,10 @@ from lorap_exp.models.checkpoint import (
     save,
 )
 from lorap_exp.models.families import blocks_of, shapes_of
+from lorap_exp.models.layout import settings_of
 from lorap_exp.models.loading import load_config, load_model
 from lorap_exp.models.modeling_compressed import LowRankLinear
 from lorap_exp.models.tiny import byte_tokenizer
-from lorap_exp.planning.plan import Plan
 
 Tiny = Callable[..., PreTrainedModel]
 IDS = torch.arange(8 * 16).view(8, 16) % 200
@@ -40,7 +41,7 @@ STAGES: list[Stage] = [
 def compressed(model: PreTrainedModel, ratio: float = 0.3) -> tuple[PreTrainedModel, Plan]:
     plan = plan_stack(STAGES, shapes_of(model), ratio)
     compress(model, STAGES, plan, ids=IDS, batch_size=4, propagation="compressed")
-    return as_compressed(model, plan), plan
+    return as_compressed(model, settings_of(plan, model.config)), plan
 
 
 def test_as_compressed_changes_no_logit_and_shares_the_weights(tiny: Tiny, family: str) -> None:
@@ -119,7 +120,7 @@ def test_a_plan_of_other_shapes_is_refused(tiny: Tiny) -> None:
     model = tiny()
     _, plan = compressed(model)
     with pytest.raises(RuntimeError, match=r"size mismatch|Missing key"):
-        as_compressed(tiny(), plan)
+        as_compressed(tiny(), settings_of(plan, model.config))
 
 
 def test_a_folder_without_checkpoint_is_named(tmp_path: Path) -> None:
@@ -131,16 +132,16 @@ def prune_only(model: PreTrainedModel) -> tuple[PreTrainedModel, Plan]:
     stages = STAGES[1:]
     plan = plan_stack(stages, shapes_of(model), 0.3)
     compress(model, stages, plan, ids=IDS, batch_size=4, propagation="compressed")
-    return as_compressed(model, plan), plan
+    return as_compressed(model, settings_of(plan, model.config)), plan
 
 
 def test_uniform_widths_become_a_stock_architecture(
     tiny: Tiny, family: str, tmp_path: Path
 ) -> None:
     model = tiny(family)
-    result, plan = prune_only(model)
+    result, _ = prune_only(model)
     expected = result(IDS).logits
-    stock = export(result, model.config, plan, "factored")
+    stock = export(result, model.config, "factored")
     torch.testing.assert_close(stock(IDS).logits, expected)
     assert stock.config.model_type == family
     save(stock, byte_tokenizer(), tmp_path / "model")
@@ -150,9 +151,9 @@ def test_uniform_widths_become_a_stock_architecture(
 
 def test_dense_export_multiplies_the_factors_out(tiny: Tiny, family: str, tmp_path: Path) -> None:
     model = tiny(family)
-    result, plan = compressed(model)
+    result, _ = compressed(model)
     logits = result(IDS).logits
-    dense = export(result, model.config, plan, "dense")
+    dense = export(result, model.config, "dense")
     assert not any(isinstance(module, LowRankLinear) for module in dense.modules())
     torch.testing.assert_close(dense(IDS).logits, logits, atol=1e-4, rtol=1e-4)
     assert dense.config.model_type == family
@@ -195,7 +196,7 @@ def test_pruned_heads_become_a_stock_architecture(tiny: Tiny, tmp_path: Path) ->
     stages: list[Stage] = [HeadPruning("published"), *STAGES[1:]]
     plan = plan_stack(stages, shapes_of(model), 0.5)
     compress(model, stages, plan, ids=IDS, batch_size=4, propagation="compressed")
-    stock = export(as_compressed(model, plan), model.config, plan, "factored")
+    stock = export(as_compressed(model, settings_of(plan, model.config)), model.config, "factored")
     assert (stock.config.model_type, stock.config.num_key_value_heads) == ("llama", 2)
     torch.testing.assert_close(stock(IDS).logits, model(IDS).logits, rtol=0, atol=0)
 

@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 import torch
 from filelock import FileLock
+from lorap_exp.calibration.shared import Sharing
+from lorap_exp.methods.stage import build_stack, compress, plan_stack
 from transformers import PreTrainedModel
 
 from lorap_exp import pipeline
 from lorap_exp.calibration import walk
-from lorap_exp.calibration.shared import Sharing
 from lorap_exp.config import Config
 from lorap_exp.errors import LorapError
 from lorap_exp.methods import low_rank
-from lorap_exp.methods.stage import build_stack, compress, plan_stack
 from lorap_exp.models.digests import digest_tokenizer
 from lorap_exp.models.families import shapes_of
 from lorap_exp.models.tiny import byte_tokenizer
