@@ -17,6 +17,9 @@ TaskName = Literal[
     "boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa"
 ]
 ProfileName = Literal["lorap", "sparsegpt", "svd_llm", "asvd"]
+PublishedName = Literal[
+    "llama_7b", "llama2_7b", "streamline_llama2_7b", "svd_llama_7b", "llama3_8b"
+]
 
 
 Scalar = str | int | float | None
@@ -212,7 +215,7 @@ class Config(Section):
     store: StoreConfig
     export: Literal["factored", "dense"]
     keep_model: bool
-    published: Literal["llama_7b"] | None
+    published: PublishedName | None
     analysis: AnalysisConfig | None
     model: ModelConfig
     method: MethodConfig
