@@ -29,6 +29,9 @@ TaskName = Literal[
     "boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa"
 ]
 ProfileName = Literal["lorap", "sparsegpt", "svd_llm", "asvd"]
+PublishedName = Literal[
+    "llama_7b", "llama2_7b", "streamline_llama2_7b", "svd_llama_7b", "llama3_8b"
+]
 
 
 Scalar = str | int | float | None
@@ -318,7 +321,7 @@ class Config(Section):
     store: Annotated[StoreConfig, BOOKKEEPING]
     export: Literal["factored", "dense"]
     keep_model: Annotated[bool, BOOKKEEPING]
-    published: Annotated[Literal["llama_7b"] | None, BOOKKEEPING]
+    published: Annotated[PublishedName | None, BOOKKEEPING]
     analysis: AnalysisConfig | None
     model: ModelConfig
     method: MethodConfig

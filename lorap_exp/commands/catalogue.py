@@ -1,4 +1,7 @@
-"""`--help`: every group and option with the first line of its file, so it cannot go stale."""
+"""`--help`: every group and option with the first line of its file, so it cannot go stale.
+
+Methods are listed by kind.
+"""
 
 from pathlib import Path
 
@@ -44,6 +47,9 @@ ORDER = [
     "experiment",
 ]
 
+KINDS = ("low-rank", "width", "depth", "rotation", "stacks")
+"""Of methods, as the second comment line of each file says; stacks are several kinds in one."""
+
 
 def conf_folder() -> Path:
     """The configuration tree: inside the package when installed, beside it in a checkout."""
@@ -60,18 +66,34 @@ def catalogue() -> str:
         if not options:
             continue
         lines.append(f"{group}=")
-        for path in options:
-            name = str(path.relative_to(folder).with_suffix(""))
-            lines.append(f"  {name:<22} {_headline(path)}")
+        for kind in KINDS if group == "method" else ("",):
+            chosen = [path for path in options if not kind or kind_of(path) == kind]
+            if kind and chosen:
+                lines.append(f" {kind}")
+            for path in chosen:
+                name = str(path.relative_to(folder).with_suffix(""))
+                lines.append(f"  {name:<22} {_comments(path)[0]}")
         lines.append("")
     return "\n".join(lines)
 
 
-def _headline(path: Path) -> str:
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if line.startswith("# ") and not line.startswith("# @package"):
-            return line.removeprefix("# ")
-    return ""
+def kind_of(method: Path) -> str:
+    """The kind that a method's file states.
+
+    Raises:
+        ValueError: it states none of the known ones.
+    """
+    kind = _comments(method)[1].removeprefix("kind: ")
+    if kind not in KINDS:
+        raise ValueError(f"{method}: the second comment must be # kind: one of {', '.join(KINDS)}")
+    return kind
+
+
+def _comments(path: Path) -> list[str]:
+    """The comments of a file, the note on its package left out."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    comments = [line[2:] for line in lines if line.startswith("# ")]
+    return [comment for comment in comments if not comment.startswith("@package")]
 
 
 def experiments_page() -> str:
@@ -80,11 +102,7 @@ def experiments_page() -> str:
     root = conf_folder() / "experiment"
     files = sorted(root.rglob("*.yaml"), key=lambda path: (path.parent != root, str(path)))
     for path in files:
-        header = [
-            line[2:]
-            for line in path.read_text(encoding="utf-8").splitlines()
-            if line.startswith("# ") and not line.startswith("# @package")
-        ]
+        header = _comments(path)
         name = str(path.relative_to(root).with_suffix(""))
         facts = [line for line in header[1:] if not line.startswith(("Command: ", "Scaled down: "))]
         runs = [line.partition(": ")[2] for line in header[1:] if line not in facts]

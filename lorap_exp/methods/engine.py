@@ -11,6 +11,7 @@ from lorap_exp.calibration.evidence import Evidence, Sharing
 from lorap_exp.calibration.probes import Probe
 from lorap_exp.calibration.survey import measured
 from lorap_exp.calibration.walk import Visit, Walk, walk
+from lorap_exp.errors import LorapError
 from lorap_exp.methods.contract import Bars, Carry, Ends, Part, Step
 from lorap_exp.models.source import Source
 from lorap_exp.planning.edits import Edit, of_block
@@ -93,10 +94,22 @@ def _known(
     sharing: Sharing | None,
     bars: Bars,
 ) -> dict[int, Evidence] | None:
-    """Statistics of original inputs serve every ratio: from the store, or measured for all jobs."""
+    """Statistics of original inputs serve every ratio: from the store, or measured for all jobs.
+
+    Gradients are of the incoming model, so they are always measured before the walk.
+
+    Raises:
+        LorapError: gradients are asked for and something else in the middle of the walk.
+    """
     fits = how.propagation == "original" and how.order == "block"
-    if not (fits and probes and sharing is not None) or any(visit.behind for visit in visits):
-        return None
-    if any(probe.of != "current" for probe in probes):
+    fits = fits and not any(visit.behind for visit in visits)
+    fits = fits and all(probe.of == "current" for probe in probes)
+    gradients = any(probe.grad for probe in probes)
+    if gradients and not fits:
+        raise LorapError(
+            "calibration.order must be block, and all stages must read original inputs, where one "
+            f"stage asks for gradients, got {how.order} and {how.propagation}"
+        )
+    if not (fits and probes) or (sharing is None and not gradients):
         return None
     return measured(source, ids, probes, how, sharing=sharing, bars=bars)

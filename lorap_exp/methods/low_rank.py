@@ -25,7 +25,7 @@ from lorap_exp.planning.rules import PublishedRanks, Rule, Uniform
 from lorap_exp.planning.shapes import Shape
 
 MatrixName = Literal["q", "k", "v", "o", "gate", "up", "down"]
-Metric = Literal["svd", "awsvd", "afm", "activation"]
+Metric = Literal["svd", "awsvd", "absmean", "afm", "activation"]
 GROUPS = (("q", "k", "v"), ("o",), ("gate", "up"), ("down",))
 """Matrices that read the same activations."""
 ZERO_NORM = 1e-4
@@ -37,9 +37,9 @@ class LowRank(Step):
 
     Attributes:
         targets: matrices to factorise.
-        metric: svd (plain), awsvd (input norms), afm (centred output covariance), activation
-            (full second moment of the input).
-        exponent: awsvd weights columns by d^exponent; the published code has 1.
+        metric: svd (plain), awsvd (input norms), absmean (mean absolute inputs, ASVD), afm (centred
+            output covariance), activation (full second moment of the input).
+        exponent: awsvd and absmean weight columns by d^exponent; the published codes have 1 and .5.
         allocation: published or uniform ranks, or spectrum (by marginal loss in each block).
         value_output_share: (v + o) : (q + k) parameters of the published allocation.
         form: how factors are stored: pair, or pivoted (PIFA: more rank for the same parameters).
@@ -145,7 +145,7 @@ def metric_probes(metric: Metric, names: Sequence[str]) -> list[Probe]:
     """What a metric must know of the inputs of these matrices."""
     if metric == "svd":
         return []
-    what = "squared_norm" if metric == "awsvd" else "second_moment"
+    what = {"awsvd": "squared_norm", "absmean": "mean_absolute"}.get(metric, "second_moment")
     return [Probe(name, what) for name in names]
 
 
@@ -153,9 +153,10 @@ def metric_of(metric: Metric, name: str, seen: Evidence, exponent: float = 1.0) 
     """M of `ops.low_rank` for one matrix; an exactly zero norm counts as 1e-4 (public code)."""
     if metric == "svd":
         return None
-    if metric == "awsvd":
-        norms = seen[Probe(name, "squared_norm")].sqrt()
-        weights: Tensor = norms.where(norms > 0, ZERO_NORM) ** (2 * exponent)
+    if metric in ("awsvd", "absmean"):
+        (probe,) = metric_probes(metric, [name])
+        sizes = seen[probe].sqrt() if metric == "awsvd" else seen[probe]
+        weights: Tensor = sizes.where(sizes > 0, ZERO_NORM) ** (2 * exponent)
         return weights
     moments = seen[Probe(name, "second_moment")]
     found: Tensor = moments.covariance if metric == "afm" else moments.second

@@ -23,7 +23,7 @@ from lorap_exp.planning.edits import Edit, Resize
 from lorap_exp.planning.options import Option, width_option
 from lorap_exp.planning.rounding import Rounding
 from lorap_exp.planning.rules import PublishedWidths, Uniform
-from lorap_exp.planning.shapes import SPACES, Shape
+from lorap_exp.planning.shapes import SPACES, BlockShape, Shape
 
 ZERO_NORM = 1e-4
 
@@ -95,10 +95,11 @@ class HeadPruning(Step):
     model meets the ratio.
 
     Attributes:
-        importance: published (weights times input norms of q, k, v, o).
+        importance: published (weights times input norms of q, k, v, o) or wanda_sp (output
+            projection and its input).
     """
 
-    importance: Literal["published"]
+    importance: Literal["published", "wanda_sp"]
 
     @property
     def sized(self) -> Sequence[str]:
@@ -109,22 +110,36 @@ class HeadPruning(Step):
         return Uniform(Rounding(uniform=False))
 
     def options(self, shape: Shape, seen: Survey | None) -> list[Option]:
-        if any(not block.groups for block in shape.blocks):
-            raise ValueError("the attention of this family has a fixed number of heads")
-        return [width_option(block, "heads") for block in shape.blocks]
+        return [head_option(block) for block in shape.blocks]
 
     def probes(self, names: Sequence[str]) -> Iterable[Probe]:
-        return [Probe(name, "squared_norm") for name in names]
+        read = SPACES["heads"].readers if self.importance == "wanda_sp" else names
+        return [Probe(name, "squared_norm") for name in read]
 
     def apply(
         self, part: Part, edits: Sequence[Edit], seen: Evidence, carry: Carry
     ) -> Sequence[Edit]:
         if (size := size_of(edits, "heads")) is None:
             return ()
-        rows, columns = sides(part.block, "heads", seen)
-        scores = channels.group_norms(rows, columns, part.shape.groups)
-        keep_units(part.block, "heads", channels.keep_channels(scores, size, 0), part.shape.groups)
+        groups = part.shape.groups
+        if self.importance == "wanda_sp":
+            columns = weighted(part.block, SPACES["heads"].readers, seen)
+            scores = channels.unit_sums(channels.wanda_sp(columns), groups)
+        else:
+            scores = channels.group_norms(*sides(part.block, "heads", seen), groups)
+        keep_units(part.block, "heads", channels.keep_channels(scores, size, 0), groups)
         return edits
+
+
+def head_option(block: BlockShape, biases: Sequence[str] = ()) -> Option:
+    """The number of key-value heads of a block.
+
+    Raises:
+        ValueError: the family has a fixed number of heads.
+    """
+    if not block.groups:
+        raise ValueError("the attention of this family has a fixed number of heads")
+    return width_option(block, "heads", biases=biases)
 
 
 def size_of(edits: Sequence[Edit], space: str) -> int | None:
@@ -132,21 +147,23 @@ def size_of(edits: Sequence[Edit], space: str) -> int | None:
     return next((e.size for e in edits if isinstance(e, Resize) and e.space == space), None)
 
 
-def sides(block: Block, space: str, seen: Evidence) -> tuple[channels.Weighted, channels.Weighted]:
-    """(weight, input norms) of the matrices that write and of those that read a space.
+def weighted(block: Block, names: Sequence[str], seen: Evidence) -> channels.Weighted:
+    """(weight, input norms) of the matrices that the block has of these.
 
     An exactly zero norm counts as 1e-4 (public code).
     """
+    pairs = []
+    for name in names:
+        if name in block.family.matrices:
+            norms = seen[Probe(name, "squared_norm")].sqrt()
+            pairs.append((block.weight(name), norms.where(norms > 0, ZERO_NORM)))
+    return pairs
 
-    def weighted(names: Sequence[str]) -> channels.Weighted:
-        pairs = []
-        for name in names:
-            if name in block.family.matrices:
-                norms = seen[Probe(name, "squared_norm")].sqrt()
-                pairs.append((block.weight(name), norms.where(norms > 0, ZERO_NORM)))
-        return pairs
 
-    return weighted(SPACES[space].writers), weighted(SPACES[space].readers)
+def sides(block: Block, space: str, seen: Evidence) -> tuple[channels.Weighted, channels.Weighted]:
+    """(weight, input norms) of the matrices that write and of those that read a space."""
+    named = SPACES[space]
+    return weighted(block, named.writers, seen), weighted(block, named.readers, seen)
 
 
 def keep_units(block: Block, space: str, kept: Tensor, units: int | None = None) -> None:

@@ -76,3 +76,56 @@ def group_norms(rows: Weighted, columns: Weighted, groups: int) -> Tensor:
         (W.float() * d.float()).mT.unflatten(0, (groups, -1)).norm(dim=(1, 2)) for W, d in columns
     ]
     return torch.stack(terms).sum(0)
+
+
+def unit_sums(scores_C: Tensor, units: int) -> Tensor:
+    """Scores of `units` consecutive equal parts, each the sum of its features', (units,)."""
+    return scores_C.unflatten(0, (units, -1)).sum(1)
+
+
+def taylor(rows: Weighted, columns: Weighted, units: int) -> Tensor:
+    """First-order change of the loss when a unit goes, term by term: sum of |w dL/dw|.
+
+    Source: LLM-Pruner (arXiv 2305.11627, section 3.2, its element-wise first-order form).
+
+    Args:
+        rows: (W, dL/dW) of the matrices whose rows fall into `units` consecutive equal parts.
+        columns: (W, dL/dW) of those whose columns do.
+        units: how many there are.
+
+    Returns:
+        Scores (units,), float32; larger is more important.
+    """
+    terms = [(W.float() * G.float()).abs().sum(1) for W, G in rows]
+    terms += [(W.float() * G.float()).abs().sum(0) for W, G in columns]
+    return torch.stack([unit_sums(term, units) for term in terms]).sum(0)
+
+
+def column_squares(W_OC: Tensor) -> Tensor:
+    """|W[:, c]|^2 of every column, float64, (C,)."""
+    return W_OC.double().square().sum(0)
+
+
+def fluctuation(squares_C: Tensor, variance_C: Tensor) -> Tensor:
+    """var_c |W[:, c]|^2: what the output varies by when channel c is frozen at its mean, (C,).
+
+    Source: FLAP (arXiv 2312.11983, section 3.2). float64.
+
+    Args:
+        squares_C: |W[:, c]|^2 of the matrix that reads the channels.
+        variance_C: of the channels over the calibration tokens.
+    """
+    return variance_C.double() * squares_C.double()
+
+
+def standardised(scores_C: Tensor) -> Tensor:
+    """Scores with mean 0 and standard deviation 1, comparable between layers; float64, (C,).
+
+    Raises:
+        ValueError: all scores are the same.
+    """
+    scores = scores_C.double()
+    spread = scores.std()
+    if not spread > 0:
+        raise ValueError("scores that are all the same cannot be standardised")
+    return (scores - scores.mean()) / spread

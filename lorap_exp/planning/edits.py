@@ -96,6 +96,18 @@ class Drop:
 
 
 @dataclass(frozen=True)
+class Merge(Drop):
+    """Layers that go into an earlier one.
+
+    `cosine` is how alike the final hidden states stayed, `threshold` what was asked of them.
+    """
+
+    into: int
+    cosine: float
+    threshold: float
+
+
+@dataclass(frozen=True)
 class Insert:
     """Something in place of layers [start, stop) of the original model.
 
@@ -138,7 +150,7 @@ class Insert:
         return Drop(self.layers[1:]).on(shape).changed(here)
 
 
-EDITS = {kind.__name__: kind for kind in (Factor, Resize, Bias, Branch, Slice, Drop, Insert)}
+EDITS = {kind.__name__: kind for kind in (Factor, Resize, Bias, Branch, Slice, Drop, Merge, Insert)}
 
 
 @dataclass(frozen=True)

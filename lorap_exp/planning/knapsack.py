@@ -107,7 +107,7 @@ class Knapsack:
                     fits, (c.damages[pick] - c.damages[pick + 1 :]) / np.maximum(extra, 1), -np.inf
                 )
                 j = int(np.argmax(rates))
-                if rates[j] > gain:
+                if rates[j] >= gain:
                     best, gain = (i, pick + 1 + j), float(rates[j])
             if best is None:
                 return picks

@@ -1,7 +1,6 @@
-"""Measured beside published: what an experiment reproduces, the difference, and the rest of the
-published table."""
+"""Measured beside published: every row of the tables that an experiment reproduces."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from typing import Any
 
@@ -20,66 +19,61 @@ def tables() -> dict[str, dict[str, Any]]:
 
 
 def beside_published(results: Sequence[Result]) -> tuple[pd.DataFrame, list[str]]:
-    """What was measured above what was published, and the sources of that.
+    """What was measured above what was published, row by row, and the sources of that.
 
-    Results on embedded data, under another profile or with other settings of the method have
-    none: they cannot be compared. A subset of the text or of the questions is named as such. The
-    difference follows where the model is the published one. Seeds are averaged.
+    A published row at a measured ratio is `quoted` where nothing measured can be set above it: the
+    method did not run, or on embedded data, under another profile or with other settings. A subset
+    of the text or of the questions is named as such. The difference follows where the model is the
+    published one and both were scored by the same code. Seeds are averaged.
     """
     known = tables()
-    rows: list[dict[str, Any]] = []
-    sources: dict[str, None] = {}
-    for alike, name, row in _by_setting(_counterparts(results, known)):
-        result = alike[0]
-        scores = pd.DataFrame([cells(one) for one in alike]).mean(numeric_only=True).to_dict()
-        measured = cells(result) | scores
-        published = _values(known[name], row)
-        shared = [column for column in published if column in measured]
-        head = {"method": row["method"], "ratio": row["ratio"]}
-        settings = dict(flatten(result.config))
-        rows += [
-            head
-            | {"what": f"measured, {measured['model']}{subset(settings)}"}
-            | {c: measured[c] for c in shared},
-            head | {"what": f"published, {name}"} | {c: published[c] for c in shared},
-        ]
-        if measured["model"] == known[name]["model"]:
-            differences = {c: measured[c] - published[c] for c in shared}
-            rows.append(head | {"what": "difference"} | differences)
-        sources[_source(known, name)] = None
-    return pd.DataFrame(rows), list(sources)
-
-
-def other_published(results: Sequence[Result]) -> tuple[pd.DataFrame, list[str]]:
-    """The published rows at the measured ratios that have no measured counterpart, and sources.
-
-    They are listed as soon as one comparable result names a published table, whatever its
-    settings: the rows are the literature's, not a comparison.
-    """
-    known = tables()
-    measured = {
-        (name, row["method"], row["ratio"]) for _, name, row in _counterparts(results, known)
-    }
-    ratios = {
-        (result.config["published"], result.config["ratio"])
-        for result in results
-        if result.comparable and result.config["published"] is not None
-    }
-    rows: list[dict[str, Any]] = []
+    comparable = [r for r in results if r.comparable and r.config["published"] is not None]
+    asked = {(result.config["published"], result.config["ratio"]) for result in comparable}
+    rows: list[tuple[Any, list[dict[str, Any]]]] = []
     sources: dict[str, None] = {}
     for name, table in known.items():
-        for row in table["rows"]:
-            asked = (table.get("beside", name), row["ratio"]) in ratios
-            if not asked or (name, row["method"], row["ratio"]) in measured:
+        for number, row in enumerate(table["rows"]):
+            if (table.get("beside", name), row["ratio"]) not in asked:
                 continue
-            head = {"method": row["method"], "tuned": "tuned" if row["tuned"] else "untuned"}
-            rows.append(head | {"ratio": row["ratio"], "table": name} | _values(table, row))
-            sources[_source(known, name)] = None
-    order = ["ratio", "tuned", "method"]
-    found = pd.DataFrame(rows)
-    if not found.empty:
-        found = found.sort_values(order, ascending=[True, False, True], ignore_index=True)
-    return found, list(sources)
+            order = (row["ratio"], row["tuned"], row["method"], name, number)
+            rows.append((order, _compared(name, table, row, comparable)))
+            sources[f"{name}: {table['source']}"] = None
+    lines = [line for _, found in sorted(rows, key=lambda pair: pair[0]) for line in found]
+    return pd.DataFrame(lines), list(sources)
+
+
+def _compared(
+    name: str, table: dict[str, Any], row: dict[str, Any], results: Sequence[Result]
+) -> list[dict[str, Any]]:
+    """The lines of a published row: measured, published, difference; or quoted."""
+    head = {"method": row["method"], "ratio": row["ratio"]}
+    head |= {"tuned": "tuned" if row["tuned"] else "untuned"}
+    published, lines, differences = _values(table, row), [], []
+    groups = _by_setting(result for result in results if _reproduces(result, name, table, row))
+    for alike in groups:
+        scores = pd.DataFrame([cells(one) for one in alike]).mean(numeric_only=True).to_dict()
+        measured = cells(alike[0]) | scores
+        shared = {column: measured[column] for column in published if column in measured}
+        what = f"measured, {measured['model']}{subset(dict(flatten(alike[0].config)))}"
+        lines.append(head | {"what": what} | shared)
+        if measured["model"] == table["model"] and table.get("harness") != "other":
+            difference = {column: value - published[column] for column, value in shared.items()}
+            differences.append(head | {"what": "difference"} | difference)
+    lines.append(head | {"what": f"{'published' if groups else 'quoted'}, {name}"} | published)
+    return [*lines, *differences]
+
+
+def _reproduces(result: Result, name: str, table: dict[str, Any], row: dict[str, Any]) -> bool:
+    """The result was made as the published row says, and shares a score with it."""
+    if result.config["published"] != table.get("beside", name):
+        return False
+    measured, settings = cells(result), dict(flatten(result.config))
+    required = table.get("requires", {}) | row.get("requires", {})
+    if any(settings.get(key, str(value)) != str(value) for key, value in required.items()):
+        return False
+    if not set(_values(table, row)) & set(measured):
+        return False
+    return (row["method"], row["ratio"]) == (measured["method"], measured["ratio"])
 
 
 def subset(settings: dict[str, str]) -> str:
@@ -88,39 +82,15 @@ def subset(settings: dict[str, str]) -> str:
     return " (subset)" if any(settings.get(key, "None") != "None" for key in limits) else ""
 
 
-def _by_setting(
-    found: Iterable[tuple[Result, str, dict[str, Any]]],
-) -> list[tuple[list[Result], str, dict[str, Any]]]:
+def _by_setting(results: Iterable[Result]) -> list[list[Result]]:
     """Results that differ in their seeds only, together."""
-    groups: dict[Any, tuple[list[Result], str, dict[str, Any]]] = {}
-    for result, name, row in found:
-        key = (*sorted(flatten(result.config)), name, row["method"], row["ratio"])
-        groups.setdefault(key, ([], name, row))[0].append(result)
-    return list(groups.values())
-
-
-def _counterparts(
-    results: Sequence[Result], known: dict[str, dict[str, Any]]
-) -> Iterator[tuple[Result, str, dict[str, Any]]]:
-    """Every result with the name and the row of the published table that it reproduces."""
+    groups: dict[Any, list[Result]] = {}
     for result in results:
-        name = result.config["published"]
-        if name is None or not result.comparable:
-            continue
-        measured = cells(result)
-        settings = dict(flatten(result.config))
-        if any(settings.get(k, str(v)) != str(v) for k, v in known[name]["requires"].items()):
-            continue
-        for row in known[name]["rows"]:
-            if (row["method"], row["ratio"]) == (measured["method"], measured["ratio"]):
-                yield result, name, row
+        groups.setdefault(tuple(sorted(flatten(result.config))), []).append(result)
+    return list(groups.values())
 
 
 def _values(table: dict[str, Any], row: dict[str, Any]) -> dict[str, float]:
     """The numbers of a published row by column; what was not published is left out."""
     pairs = zip(table["columns"], row["values"], strict=True)
     return {column: value for column, value in pairs if value is not None}
-
-
-def _source(known: dict[str, dict[str, Any]], name: str) -> str:
-    return f"{name}: {known[name]['source']}"

@@ -13,7 +13,7 @@ from lorap_exp.reporting.html import Page, html
 from lorap_exp.reporting.jobs import JobRecord, find_jobs, sweep_name
 from lorap_exp.reporting.latex import latex
 from lorap_exp.reporting.plots import plot_sweep
-from lorap_exp.reporting.published import beside_published, other_published
+from lorap_exp.reporting.published import beside_published
 from lorap_exp.reporting.result import Result
 from lorap_exp.reporting.retained import retained
 from lorap_exp.reporting.table import frame
@@ -84,7 +84,6 @@ def write_report(sweep: Sweep, output: Path | None = None) -> str:
     others = {
         "Retained of the dense model": (retained(sweep.results), []),
         "Measured beside published": beside_published(sweep.results),
-        "As published, other methods at the same ratio": other_published(sweep.results),
     }
     others = {title: found for title, found in others.items() if not found[0].empty}
     with replacing(output / "report.csv") as path:

@@ -1,21 +1,18 @@
 import json
 import statistics
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
-import yaml
 
 from lorap_exp import pipeline
 from lorap_exp.config import Config
 from lorap_exp.errors import LorapError
-from lorap_exp.reporting.published import beside_published, other_published, tables
 from lorap_exp.reporting.result import Result
 from lorap_exp.reporting.retained import retained
 from lorap_exp.reporting.sweep import collect, write_report
-from lorap_exp.reporting.table import TASK_COLUMNS, distinctions, frame
+from lorap_exp.reporting.table import distinctions, frame
 from lorap_exp.reporting.text import markdown
 from lorap_exp.workspace.files import write_json
 
@@ -77,84 +74,6 @@ def test_seeds_become_a_mean_and_a_spread(tmp_path: Path, config: Make) -> None:
     assert f"{statistics.mean(scores):.2f} ± {statistics.stdev(scores):.2f}" in text
 
 
-def test_measured_stands_beside_published(config: Make, tmp_path: Path, shared: Path) -> None:
-    cfg = config(
-        "ratio=0.2",
-        "published=llama_7b",
-        "data=local",
-        f"data.folder={shared / 'data'}",
-        "calibration=c4",
-        "evaluation.zero_shot=null",
-    )
-    result = pipeline.run(cfg, tmp_path)
-    table, sources = beside_published([result])
-    assert list(table["what"]) == ["measured, tiny (subset)", "published, llama_7b"]
-    measured = result.scores.perplexity[0].perplexity
-    assert table["WikiText-2"].tolist() == pytest.approx([measured, 15.69])
-    assert "2404.09695" in sources[0]
-    seeds = [
-        replace(result, config=result.config | {"seed": seed, "model": {"name": "llama-7b"}})
-        for seed in (0, 1)
-    ]
-    table, _ = beside_published(seeds)
-    assert table.loc[0, "what"] == "measured, llama-7b (subset)"
-    assert list(table["what"])[2:] == ["difference"], "of the mean over seeds, the same model"
-    measured, published, difference = table["WikiText-2"]
-    assert difference == pytest.approx(measured - published)
-    text = write_report(collect(tmp_path))
-    assert "Measured beside published" in text and "lora_prune | tuned | 0.200" in text
-    assert "WikiText-2 train, so in-domain" in (tmp_path / "report.html").read_text()
-
-
-def test_embedded_data_are_never_compared(config: Make, tmp_path: Path) -> None:
-    cfg = config("ratio=0.2", "published=llama_7b", "evaluation.zero_shot=null")
-    assert beside_published([pipeline.run(cfg, tmp_path)])[0].empty
-
-
-def test_published_means_are_the_means_of_their_tasks() -> None:
-    checked = 0
-    for table in tables().values():
-        for row in table["rows"]:
-            values = dict(zip(table["columns"], row["values"], strict=True))
-            if tasks := [v for k, v in values.items() if k in TASK_COLUMNS.values()]:
-                checked += 1
-                assert statistics.mean(tasks) == pytest.approx(values["mean7_paper"], abs=0.011)
-    assert checked == 16
-
-
-def test_published_numbers_are_those_of_the_source(shared: Path) -> None:
-    source = yaml.safe_load((shared / "spec" / "published.yaml").read_text())
-    rows = {
-        (r["method"], r["ratio"], r["tuned"]): r["values"] for r in tables()["llama_7b"]["rows"]
-    }
-    assert rows.pop(("dense", 0.0, False)) == source["llama_7b"]["dense"]
-    assert rows.pop(("dense (LLaMA paper)", 0.0, False)) == source["llama_7b"]["dense_llama_paper"]
-    for key, methods in source["llama_7b"].items():
-        if key.startswith("ratio_"):
-            _, ratio, kind = key.split("_")
-            tuned = kind == "tuned"
-            for method, values in methods.items():
-                name = "lorap_lora" if tuned and method == "lorap" else method
-                assert rows.pop((name, float(ratio), tuned)) == values
-    assert rows == {}
-
-
-def test_the_rest_of_the_published_table_is_listed(make: Callable[..., Result]) -> None:
-    settings = {"evaluation": {"perplexity": {"profile": "lorap"}}, "ratio_of": "decoder"}
-    measured = make("lorap", 0.2, 16.0, published="llama_7b", **settings)
-    table, sources = other_published([measured, make("svd", 0.5)])
-    named = {(row.method, row.tuned) for row in table.itertuples()}
-    assert ("llm_pruner", "tuned") in named and ("llm_pruner", "untuned") in named
-    assert ("flap", "untuned") in named and ("lorap_lora", "tuned") in named
-    assert ("lorap", "untuned") not in named
-    assert set(table["ratio"]) == {0.2} and len(sources) == 2
-    shear = table[table["method"] == "lora_shear"].iloc[0]
-    assert pd.isna(shear["WikiText-2"]) and shear["mean7_paper"] == 60.63
-    changed = make("lorap", 0.2, published="llama_7b", ratio_of="model")
-    assert "lorap" in set(other_published([changed])[0]["method"])
-    assert other_published([replace(measured, comparable=False)])[0].empty
-
-
 def test_settings_are_never_taken_for_seeds(config: Make, tmp_path: Path) -> None:
     """Two jobs that differ in seed and metric are two rows, and dense rows keep their profile."""
     for name, overrides in {
@@ -170,16 +89,6 @@ def test_settings_are_never_taken_for_seeds(config: Make, tmp_path: Path) -> Non
     text = write_report(collect(tmp_path)).split("## Retained")[0]
     assert len([line for line in text.splitlines() if line.startswith("| tiny")]) == 4
     assert "evaluation.perplexity.profile" in text and "method.stages.attention.metric" in text
-
-
-def test_other_settings_are_not_compared(config: Make, tmp_path: Path, shared: Path) -> None:
-    local = ["data=local", f"data.folder={shared / 'data'}", "calibration=c4", "published=llama_7b"]
-    for override in ("method.stages.attention.metric=svd", "evaluation.perplexity.profile=asvd"):
-        cfg = config(
-            *local, override, "evaluation.perplexity.max_tokens=4096", "evaluation.zero_shot=null"
-        )
-        result = pipeline.run(cfg, tmp_path / override)
-        assert beside_published([result])[0].empty
 
 
 def test_a_job_with_a_broken_configuration_does_not_break_the_report(tmp_path: Path) -> None:
