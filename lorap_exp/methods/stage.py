@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from hydra.utils import get_class
 from pydantic import ValidationError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -17,6 +16,7 @@ from lorap_exp.data.instructions import Example
 from lorap_exp.data.source import DataSource
 from lorap_exp.errors import LorapError
 from lorap_exp.methods.layer_removal import LayerRemoval
+from lorap_exp.methods.targets import find_method_class
 from lorap_exp.models.families import Block
 from lorap_exp.planning.plan import NOTHING, BlockPlan, BlockShape, Plan, Price, Removal, assemble
 from lorap_exp.planning.rules import Rule
@@ -130,14 +130,13 @@ def build_stack(method: MethodConfig) -> Stack:
 def _build(name: str, settings: Mapping[str, Any]) -> Any:
     fields = {key: value for key, value in settings.items() if key != "_target_"}
     try:
-        return get_class(settings["_target_"])(**fields)
+        return find_method_class(settings.get("_target_"), f"method.stages.{name}._target_")(
+            **fields
+        )
     except ValidationError as error:
         raise LorapError(explain(error, f"method.stages.{name}")) from error
-    except (KeyError, ImportError, ValueError) as error:
-        raise LorapError(
-            f"method.stages.{name}._target_ must name a class, as the files of conf/stage do, "
-            f"got {settings.get('_target_')!r}"
-        ) from error
+    except (TypeError, ValueError) as error:
+        raise LorapError(f"method.stages.{name}: {error}") from error
 
 
 def plan_method(
