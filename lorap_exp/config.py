@@ -121,7 +121,7 @@ class RandomModelConfig(Section):
     """Sizes of a randomly initialised model for tests."""
 
     family: str
-    blocks: Annotated[int, Field(ge=1)]
+    blocks: Annotated[int, Field(ge=1, le=1000)]
     hidden_size: Annotated[int, Field(ge=2)]
     intermediate_size: Annotated[int, Field(ge=2)]
     heads: Annotated[int, Field(ge=1)]

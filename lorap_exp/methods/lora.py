@@ -98,6 +98,11 @@ class LoraRecovery(Step):
         """
         if self.text == "alpaca":
             rows = read_instructions(self.file or texts.data.instructions())
+            if self.samples is not None and self.samples > len(rows):
+                raise LorapError(
+                    f"method.stages.recovery.samples must be at most the {len(rows)} instructions "
+                    f"there are, got {self.samples}"
+                )
             random.Random(self.seed).shuffle(rows)
             found = encode(rows[: self.samples], texts.tokenizer, self.cutoff)
         else:

@@ -37,6 +37,8 @@ from lorap_exp.workspace.memory import out_of_memory
 from lorap_exp.workspace.progress import say
 
 T = TypeVar("T")
+MOST_LAYERS = 1000
+"""No model has more; a configuration that says so is wrong."""
 DESCRIPTIONS = ("*.json", "*.model", "*.txt")
 """Files of a hub model that are read before its weights."""
 ELSEWHERE = ("*/*", "consolidated*")
@@ -171,6 +173,11 @@ def _architecture(config: PreTrainedConfig, what: str) -> PreTrainedModel:
         raise LorapError(
             f"model.path: num_attention_heads must be a multiple of num_key_value_heads "
             f"({groups}), got {heads} in {what}"
+        )
+    if config.num_hidden_layers > MOST_LAYERS:
+        raise LorapError(
+            f"model.path: num_hidden_layers must be at most {MOST_LAYERS}, got "
+            f"{config.num_hidden_layers} in {what}"
         )
     try:
         with torch.device("meta"):

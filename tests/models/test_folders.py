@@ -297,6 +297,7 @@ FOLDERS: dict[str, tuple[Act, str | None]] = {
         r"must be a multiple of num_key_value_heads \(3\), got 4",
     ),
     "a word for a number": (configured(hidden_size="wide"), "model.path: "),
+    "absurdly many layers": (configured(num_hidden_layers=10**9), "must be at most 1000"),
     "negative size": (configured(intermediate_size=-5), "model.path: "),
     "no tokenizer": (
         removed("tokenizer.json", "tokenizer_config.json"),

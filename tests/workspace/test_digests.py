@@ -1,5 +1,6 @@
 """A file is known by its content, however its times and size are."""
 
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -45,7 +46,7 @@ def test_an_unchanged_file_is_read_once(tmp_path: Path, monkeypatch: pytest.Monk
     path = tmp_path / "file"
     path.write_bytes(b"A")
     before = digest_file(path)
-    monkeypatch.setattr(digests.hashlib, "file_digest", None)
+    monkeypatch.setattr(hashlib, "file_digest", None)
     assert digest_file(path) == before
 
 

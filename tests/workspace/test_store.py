@@ -129,7 +129,8 @@ def test_a_link_leads_the_store_nowhere(tmp_path: Path) -> None:
 
 def hold(folder: Path, ready: Path) -> None:
     """A process that needs an entry, until it is killed."""
-    assert Store(folder, 10**6).pin("k", [{}])
+    store = Store(folder, 10**6)
+    assert store.pin("k", [{}])
     ready.touch()
     time.sleep(60)
 
