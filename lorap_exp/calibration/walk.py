@@ -96,8 +96,11 @@ def walk(
             evidence = Evidence({}, block.index, sharing, original)
             for number, visit in enumerate(visits):
                 fresh = visit.behind or how.order == "group"
+                seen = evidence
                 if number == 0 or fresh:
-                    wanted = {*map(canonical, visit.probes)} if fresh else first
+                    wanted = {*map(canonical, visit.probes)} if fresh else set()
+                    if number == 0 and how.order == "block":
+                        wanted |= first
                     wanted = {probe for probe in wanted if block.has(probe.matrix)}
                     values, after, after_beside = measure(
                         block,
@@ -106,13 +109,13 @@ def walk(
                         wanted,
                         sequences=len(ids),
                         beside=beside,
-                        original=untouched,
+                        original=untouched if number > 0 else None,
                         keep=number == 0 and not last and (not follow or beside is stream),
                     )
+                    seen = Evidence(values, block.index, sharing, original and number == 0)
                     if number == 0:
-                        following, following_beside = after, after_beside
-                    evidence = Evidence(values, block.index, sharing, original and number == 0)
-                yield block, visit, evidence
+                        following, following_beside, evidence = after, after_beside, seen
+                yield block, visit, seen
             if last:
                 return
             if follow:

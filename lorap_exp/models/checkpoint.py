@@ -105,6 +105,8 @@ def stock_settings(config: PreTrainedConfig) -> dict[str, Any] | None:
     if config.replaced_layers:
         return None
     changes: dict[str, Any] = {"num_hidden_layers": config.num_hidden_layers}
+    if config.original_layers is not None:
+        changes["original_layers"] = config.original_layers
     if getattr(config, "layer_types", None):
         changes["layer_types"] = config.layer_types
     modules = config.compressed_modules or {}
