@@ -8,6 +8,7 @@ from lorap_exp.config import Config
 from lorap_exp.errors import LorapError
 from lorap_exp.calibration.walk import Walk
 from lorap_exp.methods.contract import Stack
+from lorap_exp.methods.refit import Refit
 from lorap_exp.models.families import blocks_of
 from lorap_exp.models.modeling_compressed import LowRankLinear
 from lorap_exp.planning.edits import Factor
@@ -183,9 +184,11 @@ def test_protecting_everything_is_refused(
 
 
 def test_a_ratio_without_a_target_is_refused(tiny: Tiny, config: Make) -> None:
-    none = stack_of(config, "method.stages.attention.targets=[]", "method.stages.mlp=null")
+    with pytest.raises(LorapError, match="attention.targets must have at least one entry"):
+        stack_of(config, "method.stages.attention.targets=[]", "method.stages.mlp=null")
+    refit = Stack((("refit", Refit(("o",), 0.1)),))
     with pytest.raises(LorapError, match="no stage has a target"):
-        planned(none, tiny(), 0.3)
+        planned(refit, tiny(), 0.3)
     gate = stack_of(config, "method.stages.attention.targets=[gate]", "method.stages.mlp=null")
     with pytest.raises(LorapError, match="no stage has a target"):
         planned(gate, tiny("opt"), 0.3)
