@@ -32,7 +32,7 @@ Tiny = Callable[..., PreTrainedModel]
 IDS = torch.arange(8 * 16).view(8, 16) % 200
 LORAP = Stack(
     (
-        ("attention", LowRank(("q", "k", "v", "o"), "awsvd", 1.0, "published", 3.0, 1, True)),
+        ("attention", LowRank(("q", "k", "v", "o"), "awsvd", 1.0, "published", 3.0, 1, True, "pair")),
         ("mlp", ChannelPruning("published", 0.01, 1, True, 0)),
     )
 )
