@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
-from lorap_exp.methods.stage import build_stack
 
 from lorap_exp.commands.catalogue import ORDER, catalogue, conf_folder
 from lorap_exp.config import validate
 from lorap_exp.errors import LorapError
+from lorap_exp.methods.contract import build_stack
 from tests.conftest import compose
 
 GROUPS = ["model", "method", "calibration", "evaluation", "data", "logging", "experiment"]
@@ -26,7 +26,7 @@ def test_every_option_composes_and_builds(group: str, option: str) -> None:
     extra = needed.get(option, [])
     cfg = validate(compose([f"{group}={option}", *extra]))
     stack = build_stack(cfg.method)
-    assert stack.stages or stack.removal or cfg.ratio == 0
+    assert stack.steps or cfg.ratio == 0
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)

@@ -149,7 +149,7 @@ def test_killed_five_times_a_sweep_ends_with_the_same_table(
         return (tmp_path / folder / "s" / "report.csv").read_text()
 
     def finished() -> dict[Path, int]:
-        names = ("result.json", "compression.json", "scores/*.json")
+        names = ("result.json", "group_*.json", "scores/*.json")
         found = [path for name in names for path in tmp_path.glob(f"cut/s/*/{name}")]
         return {path: path.stat().st_mtime_ns for path in found}
 

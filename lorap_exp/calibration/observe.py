@@ -38,11 +38,12 @@ def measure(
         sequences: number of calibration sequences.
         beside: inputs of the original block where a probe asks for it; `stream` itself when they
             are the same.
-        original: the untouched block; None while `block` still is.
+        original: the untouched block, run beside the present one; None while `block` is untouched.
         keep: whether the outputs are wanted.
 
     Returns:
-        The values, the outputs, and those of the original block; None for what is not kept.
+        The values, the outputs, and those of the original block while it is untouched; None for
+        what is not kept.
 
     Raises:
         LorapError: an activation that is not finite.
@@ -52,7 +53,12 @@ def measure(
     places = {probe.at for probe in probes} | {probe.beside for probe in pairs if probe.now}
     targets = {probe.beside for probe in pairs if not probe.now}
     apart = beside is not None and (beside is not stream or original is not None)
-    originals: list[Tensor] = []
+    originals = None
+    if apart and original is None:
+        assert beside is not None
+        originals = beside.following(())
+    if not probes and not keep and originals is None:
+        return {}, None, None
 
     def batches() -> Iterator[Tensor]:
         for number in range(len(stream)):
@@ -66,7 +72,9 @@ def measure(
                 other = {}
                 module = original if original is not None else block.module
                 with observing(block, module, targets, other):
-                    originals.append(run_layer(module, beside[number], call))
+                    output = run_layer(module, beside[number], call)
+                if originals is not None:
+                    originals.append(output)
             for probe, statistic in accumulators.items():
                 _update(probe, statistic, current, other)
             yield after
@@ -78,7 +86,7 @@ def measure(
         for _ in batches():
             pass
     values = {p: _checked(block, p, s.value(sequences)) for p, s in accumulators.items()}
-    return values, following, beside.following(originals) if apart and beside else None
+    return values, following, originals
 
 
 def _update(probe: Probe, statistic: Statistic, current: Seen, original: Seen) -> None:

@@ -54,7 +54,7 @@ class LowRank(Step):
     value_output_share: Annotated[float, Field(gt=0)]
     round_to: Annotated[int, Field(ge=1)]
     uniform: bool
-    form: Literal["pair", "pivoted"] = "pair"
+    form: Literal["pair", "pivoted"]
 
     @property
     def sized(self) -> Sequence[str]:

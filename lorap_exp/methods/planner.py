@@ -26,7 +26,8 @@ def plan_stack(stack: Stack, dense: Shape, budget: Budget) -> Plan:
         for edits in plan_group(stack, number, dense, plan, budget, seen=None).values():
             plan += edits
     if budget.ratio > 0 and plan.is_dense and not stack.sizes and not _removes(stack):
-        raise LorapError(f"ratio must be 0 for a method without stages, got {budget.ratio}")
+        why = "when no stage has a target" if stack.steps else "for a method without stages"
+        raise LorapError(f"ratio must be 0 {why}, got {budget.ratio}")
     return plan
 
 

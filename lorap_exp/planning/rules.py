@@ -133,9 +133,9 @@ class LayerShares:
             costs[option.block] = costs.get(option.block, 0) + option.dense
         importance = {option.block: option.importance for option in options}
         ratios = self.ratios(costs, importance, ratio)
-        uniform = Uniform(self.rounding)
-        sizes = [uniform._target(option, ratios[option.block]) for option in options]
-        return self.rounding.apply(options, [float(size) for size in sizes])
+        shares = [1 - ratios[option.block] for option in options]
+        targets = [o.size_for(share) for o, share in zip(options, shares, strict=True)]
+        return self.rounding.apply(options, targets)
 
     def ratios(
         self, costs: dict[int, int], importance: dict[int, float | None], ratio: float

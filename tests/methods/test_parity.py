@@ -39,7 +39,7 @@ def test_published_code(shared: Path, name: str) -> None:
     model = AutoModelForCausalLM.from_pretrained(golden / "model", dtype=torch.float32).eval()
     metric = case["deco_method"].lower()
     attention = LowRank(
-        ("q", "k", "v", "o"), metric, 1.0, "published", case["para_allocate"], 1, True
+        ("q", "k", "v", "o"), metric, 1.0, "published", case["para_allocate"], 1, True, "pair"
     )
     mlp = ChannelPruning("published", case["mlp_least_save_ratio"], 1, True, 0)
     stack = Stack((("attention", attention), ("mlp", mlp)))

@@ -11,25 +11,25 @@ from typing import Any
 import pytest
 import torch
 from filelock import FileLock
-from lorap_exp.calibration.shared import Sharing
-from lorap_exp.methods.stage import build_stack, compress, plan_stack
 from transformers import PreTrainedModel
 
 from lorap_exp import pipeline
-from lorap_exp.calibration import walk
+from lorap_exp.calibration.evidence import Sharing
+from lorap_exp.calibration.statistics import SquaredNorm
+from lorap_exp.calibration.walk import Walk
 from lorap_exp.config import Config
 from lorap_exp.errors import LorapError
 from lorap_exp.methods import low_rank
 from lorap_exp.models.digests import digest_tokenizer
-from lorap_exp.models.families import shapes_of
 from lorap_exp.models.tiny import byte_tokenizer
 from lorap_exp.workspace.store import Store
+from tests.methods.stacks import compress, stack_of
 
 Make = Callable[..., Config]
 IDS = torch.arange(8 * 16).view(8, 16) % 200
 
 
-def never() -> Any:
+def never(*_: Any) -> Any:
     raise AssertionError("computed again")
 
 
@@ -129,8 +129,7 @@ def test_a_link_leads_the_store_nowhere(tmp_path: Path) -> None:
 
 def hold(folder: Path, ready: Path) -> None:
     """A process that needs an entry, until it is killed."""
-    store = Store(folder, 10**6)
-    assert store.pin("k", [{}])
+    assert Store(folder, 10**6).pin("k", [{}])
     ready.touch()
     time.sleep(60)
 
@@ -214,21 +213,12 @@ def test_sharing_changes_no_number(
     metric: str,
     propagation: str,
 ) -> None:
-    stages = build_stack(config(f"method.stages.attention.metric={metric}").method).stages
+    stack = stack_of(config, f"method.stages.attention.metric={metric}")
     sharing = Sharing(Store(tmp_path, 10**9), {"model": "tiny"}, {"calibration": "ids"})
     logits = []
     for keep in (None, sharing, sharing):
         model = tiny(blocks=3)
-        plan = plan_stack(stages, shapes_of(model), 0.4)
-        compress(
-            model,
-            stages,
-            plan,
-            ids=IDS,
-            batch_size=4,
-            propagation=propagation,
-            sharing=keep,
-        )
+        compress(model, stack, 0.4, IDS, Walk(4, propagation), sharing=keep)
         logits.append(model(IDS).logits)
     assert torch.equal(logits[0], logits[1])
     assert torch.equal(logits[0], logits[2])
@@ -237,13 +227,13 @@ def test_sharing_changes_no_number(
 def test_one_calibration_serves_every_ratio(
     tmp_path: Path, config: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second ratio runs no block, factorises nothing, and has the numbers of a lonely job."""
+    """The second ratio measures and factorises nothing, and has the numbers of a lonely job."""
     settings = ["calibration.propagation=original", "evaluation.zero_shot=null"]
     together = [*settings, f"store.folder={tmp_path}/together"]
     pipeline.run(config(*together, "ratio=0.5"), tmp_path / "one")
     lonely = config(*settings, f"store.folder={tmp_path}/alone", "ratio=0.4")
     expected = pipeline.run(lonely, tmp_path / "alone")
-    monkeypatch.setattr(walk, "record_calls", never)
+    monkeypatch.setattr(SquaredNorm, "update", never)
     monkeypatch.setattr(low_rank, "principal_outputs", never)
     second = pipeline.run(config(*together, "ratio=0.4"), tmp_path / "two")
     assert [p.nll for p in second.scores.perplexity] == [p.nll for p in expected.scores.perplexity]
@@ -255,7 +245,7 @@ def test_other_calibration_texts_are_not_mixed_up(tmp_path: Path, config: Make) 
     for index, change in enumerate(["seed=0", "seed=1", "calibration.samples=7", "dtype=bfloat16"]):
         pipeline.run(config(*settings, change), tmp_path / str(index))
     kinds = [entry.kind for entry in Store(tmp_path / "store", 0).entries()]
-    assert kinds.count("statistics") == 4 * 2
+    assert kinds.count("statistics") == 4 * 2 * len(("q", "o", "up", "down"))
     entries = Store(tmp_path / "store", 0).entries()
     keys = {json.dumps(entry.key, sort_keys=True) for entry in entries}
     assert len(keys) == len(kinds)
