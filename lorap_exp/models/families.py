@@ -110,7 +110,7 @@ def check_shortcuts(family: Family) -> None:
     """Raise unless shortcuts can be put in."""
     if family.residual != "sequential":
         raise LorapError(
-            f"shortcuts need layers that add attention and MLP one after the other as they are, "
+            f"shortcuts need layers that add attention and MLP as they are, one after the other, "
             f"got '{family.model_type}', whose residual is {family.residual}"
         )
 

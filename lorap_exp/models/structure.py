@@ -5,6 +5,7 @@ between norms, with an embedding in front and a head behind. Fused projections a
 An architecture that cannot be understood is refused in one sentence that names what is missing.
 """
 
+import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -99,8 +100,9 @@ class Family:
         experts: path of the experts of a mixture in a layer, else None.
         norms: paths in a layer of the norm before attention and of that before the MLP (the same
             one where both read it); empty where they cannot be told.
-        residual: sequential (h + attention(norm(h)), then h + mlp(norm(h))), parallel (both
-            added at once), or other (normed or scaled before they are added).
+        residual: sequential (h + attention(norm(h)), then h + mlp(norm(h))), inside (the same,
+            but added by attention and MLP themselves), parallel (both added at once), or other
+            (normed or scaled before they are added).
         reads_heads: attention reads its number of heads off its projections, so whole heads can
             be removed.
         bos_every_chunk, returns_tuple: see `Traits`.
@@ -169,7 +171,7 @@ def recognise(model: PreTrainedModel) -> Family:
     attention = _owner(matrices["q"])
     experts = next((n for n, _ in layer.named_modules() if n.endswith("experts")), None)
     mlp = _owner(matrices["up"]) if "up" in matrices else (experts or "").rpartition(".")[0]
-    norms, residual = _norms(layer, config)
+    norms, residual = _norms(layer, layer.get_submodule(attention), config)
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if embedding is None or head is None:
         raise _unknown(config, "no token embedding and output head")
@@ -316,16 +318,19 @@ def _owner(path: str) -> str:
     return owner.rpartition(".")[0] if owner.rpartition(".")[2] in FUSED else owner
 
 
-def _norms(layer: nn.Module, config: PreTrainedConfig) -> tuple[tuple[str, ...], str]:
+def _norms(
+    layer: nn.Module, attention: nn.Module, config: PreTrainedConfig
+) -> tuple[tuple[str, ...], str]:
     names = [n for n, module in layer.named_children() if "norm" in type(module).__name__.lower()]
     first = next((name for name in BEFORE_ATTENTION if name in names), None)
-    if first is None:
+    if first is None or not getattr(config, "do_layer_norm_before", True):  # OPT-350m: behind
         return (), "other"
     second = next((name for name in BEFORE_MLP if name in names), first)
-    normed_after = len(names) > 2 or not getattr(config, "do_layer_norm_before", True)
     scaled = getattr(config, "residual_multiplier", 1.0) != 1.0
-    if normed_after or scaled or any(getattr(config, name, False) for name in NOT_PLAIN):
+    if len(names) > 2 or scaled or any(getattr(config, name, False) for name in NOT_PLAIN):
         return (first, second), "other"
+    if "residual" in inspect.signature(type(attention).forward).parameters:
+        return (first, second), "inside"
     at_once = second == first or any(getattr(config, name, False) for name in PARALLEL)
     return (first, second), "parallel" if at_once else "sequential"
 
