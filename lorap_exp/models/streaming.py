@@ -64,6 +64,8 @@ class StreamedSource(Source):
         self._pool = ThreadPoolExecutor(1)
         self._ahead: tuple[int, Future[dict[str, Tensor]]] | None = None
         self._finished: dict[int, list[Edit]] = self._resume()
+        self._formed: set[int] = set()
+        """Finished blocks whose modules are already those that they were rewritten to."""
         self._noted: list[Edit] = []
         self._load_rest()
 
@@ -130,7 +132,7 @@ class StreamedSource(Source):
         position = self.blocks.index(block)
         written = self.finished(block) and not original
         if written:
-            self._give_form(block, position)
+            self._give_form(block)
             state = self._rename(places_in(self._file(block)), position)
         else:
             state = self._read_ahead(position)
@@ -169,8 +171,16 @@ class StreamedSource(Source):
         prefix = self._prefix(position)
         return {n.removeprefix(prefix): self._ready(read(p)) for n, p in places.items()}
 
-    def _give_form(self, block: Block, position: int) -> None:
-        """The modules that the finished block has, without weights."""
+    def take_forms(self) -> None:
+        """Give every finished block the modules that it has now, without weights."""
+        for block in self.blocks:
+            if self.finished(block):
+                self._give_form(block)
+
+    def _give_form(self, block: Block) -> None:
+        if block.index in self._formed:
+            return
+        self._formed.add(block.index)
         for name, form in block_forms(self.done[block.index], block).items():
             block.replace(name, reshape_linear(block.linear(name), **form))
 
@@ -185,6 +195,7 @@ class StreamedSource(Source):
         with replacing(self._file(block)) as partial:
             write(partial, state)
         self._finished[block.index] = list(self._noted)
+        self._formed.add(block.index)
         kept = {str(i): Plan(0.0, tuple(e)).to_dict() for i, e in self._finished.items()}
         write_json(self._work / "blocks.json", kept)
 

@@ -125,5 +125,6 @@ def compress_streamed(
 
 def final_form(source: StreamedSource, plan: Plan, inputs: Inputs) -> PreTrainedModel:
     """The architecture of the saved model, without weights."""
+    source.take_forms()
     model = as_compressed(source.model, settings_of(plan, inputs.model_config), inputs.model_config)
     return export(model, inputs.model_config, "factored")
