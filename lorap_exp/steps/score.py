@@ -27,8 +27,12 @@ def score(cfg: Config, inputs: Inputs, job: Job, meter: Meter, model: PreTrained
     computed: list[Scores] = []
 
     def scored() -> Scores:
-        computed.append(evaluate(inputs.suite, model, inputs.tokenizer, job, meter))
+        found = evaluate(inputs.suite, model, inputs.tokenizer, job, meter, dense=yardstick)
+        computed.append(found)
         return computed[0]
+
+    def yardstick() -> PreTrainedModel | None:
+        return None if inputs.plan.is_dense else Dense(cfg, inputs, meter).take()
 
     if not inputs.plan.is_dense:
         return scored()
@@ -55,7 +59,7 @@ def compare_answers(cfg: Config, inputs: Inputs, job: Job, meter: Meter) -> tupl
 
     def ask(task: str) -> dict[str, Any]:
         say(f"  {task}: asking the dense model")
-        return asdict(suite.answer(dense.look(), inputs.tokenizer, task)[1])
+        return asdict(suite.answer(suite.judge(dense.look(), inputs.tokenizer), task)[1])
 
     found = []
     with meter.stage("stability"):
@@ -72,6 +76,8 @@ def compare_answers(cfg: Config, inputs: Inputs, job: Job, meter: Meter) -> tupl
                     inputs.store.json("choices", key, partial(dict, own))
                 continue
             assert own is not None
+            if not own["gold"]:
+                continue  # nothing is chosen in this task
             before = Choices.restore(**inputs.store.json("choices", key, partial(ask, task)))
             found.append(compare(task, before, Choices.restore(**own)))
     for one in found:
