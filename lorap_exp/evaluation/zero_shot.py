@@ -23,6 +23,8 @@ from lorap_exp.evaluation.stability import Choices
 from lorap_exp.evaluation.tasks import manager
 
 Sample = Mapping[str, Any]
+FEWSHOT_SEED = 1234
+"""That of `lm_eval.simple_evaluate`: which examples stand in a prompt."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ def evaluate_task(
     judged.batch_size_per_gpu = batch_size
     try:
         tasks = manager(task, folder).load([task])
+        for one in tasks["tasks"].values():
+            one.set_fewshot_seed(FEWSHOT_SEED)
         output = lm_eval.evaluate(judged, tasks, limit=limit, bootstrap_iters=0)
     except (OSError, ConnectionError) as error:
         first = str(error).strip().splitlines()[0]

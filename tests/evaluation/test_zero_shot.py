@@ -165,6 +165,7 @@ def test_a_task_keeps_its_own_metric_shots_and_generation(
     own = Packed(model, byte_tokenizer(), batch_size=2)
     score, choices = evaluate_task(own, "own", folder=tmp_path, limit=None, batch_size=2)
     tasks = TaskManager(include_path=str(tmp_path), include_defaults=False).load(["own"])
+    tasks["tasks"]["own"].set_fewshot_seed(1234)
     stock = HFLM(pretrained=model, tokenizer=byte_tokenizer(), batch_size=2)
     output = lm_eval.evaluate(stock, tasks, bootstrap_iters=0)
     assert output is not None
