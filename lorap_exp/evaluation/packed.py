@@ -37,8 +37,8 @@ TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.01, torch.bfloat16: 0.06}
 class Packed(HFLM):  # type: ignore[misc]
     """HFLM whose likelihoods come from packed rows, where the model's answers are then the same.
 
-    Both forms are compared on a few questions before the first others, and again when longer ones
-    come. `form` is what is in use: `packed`, or `stock` with the reason in the log.
+    Both forms are compared on a few questions before the first others, and again when questions
+    come that reach beyond a window of attention. `form` is what is in use: `packed`, or `stock` with the reason in the log.
     """
 
     def __init__(
@@ -79,12 +79,17 @@ class Packed(HFLM):  # type: ignore[misc]
         return found
 
     def _check(self, requests: Sequence[Request]) -> None:
-        """Compare both forms on the longest requests and on short ones, unless that was done."""
+        """Compare both forms on a few questions, unless that was done.
+
+        Where attention has a window, the longest question is among them.
+        """
         ordered = sorted(requests, key=lambda request: len(request[1]) + len(request[2]))
-        longest = len(ordered[-1][1]) + len(ordered[-1][2])
-        if longest <= self._checked:
+        window = getattr(self.model.config, "sliding_window", None)
+        chosen = ordered[len(ordered) // 2 if window is None else -1]
+        length = len(chosen[1]) + len(chosen[2])
+        if self._checked and (window is None or length <= max(self._checked, window)):
             return
-        context = ordered[-1][1]
+        context = chosen[1]
         siblings = [request for request in requests if request[1] == context][:4]
         asked = [*siblings, *ordered[:CHECKED]]
         try:
@@ -99,7 +104,7 @@ class Packed(HFLM):  # type: ignore[misc]
             pairs = zip(mine, theirs, strict=True)
             apart = sum(abs(one[0] - other[0]) for one, other in pairs) / tokens
             if apart <= TOLERANCE[self.model.dtype]:
-                self._checked = max(longest, 2 * self._checked)
+                self._checked = max(length, 2 * self._checked)
                 return
             reason = f"likelihoods differ by {apart:.3f} nats per token"
         say(f"  zero-shot: questions are not packed for this model ({reason}); stock lm-eval")
