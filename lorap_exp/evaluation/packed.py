@@ -38,7 +38,8 @@ class Packed(HFLM):  # type: ignore[misc]
     """HFLM whose likelihoods come from packed rows, where the model's answers are then the same.
 
     Both forms are compared on a few questions before the first others, and again when questions
-    come that reach beyond a window of attention. `form` is what is in use: `packed`, or `stock` with the reason in the log.
+    come that reach beyond a window of attention. `form` becomes `stock`, with the reason in the
+    log, where they differ.
     """
 
     def __init__(
