@@ -25,10 +25,7 @@ from pydantic import (
 from lorap_exp.errors import LorapError
 
 TextName = Literal["wikitext2", "ptb", "c4", "embedded"]
-TaskName = Literal[
-    "boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa"
-]
-ProfileName = Literal["lorap", "sparsegpt", "svd_llm", "asvd"]
+ProfileName = Literal["lorap", "sparsegpt", "svd_llm", "asvd", "c4@2048"]
 PublishedName = Literal[
     "llama_7b", "llama2_7b", "streamline_llama2_7b", "svd_llama_7b", "llama3_8b"
 ]
@@ -229,17 +226,23 @@ class PerplexityConfig(Section):
     """A profile and the texts scored under it."""
 
     profile: ProfileName
-    texts: Annotated[tuple[Literal["wikitext2", "ptb"], ...], Field(min_length=1)]
+    texts: Annotated[tuple[Literal["wikitext2", "ptb", "c4"], ...], Field(min_length=1)]
     max_tokens: Annotated[int, Field(ge=2)] | None
     batch_size: Annotated[int, Field(ge=1)]
 
 
 class ZeroShotConfig(Section):
-    """lm-eval tasks; `stability` compares each answer with the original model's."""
+    """lm-eval tasks by their names; `stability` compares each answer with the original model's.
 
-    tasks: Annotated[tuple[TaskName, ...], Field(min_length=1)]
+    `form` says how likelihoods are computed: in packed rows of `batch_tokens` (null: what memory
+    allows), or as stock lm-eval does, `batch_size` requests at a time; generation always is.
+    """
+
+    tasks: Annotated[tuple[str, ...], Field(min_length=1)]
     limit: Annotated[int, Field(ge=1)] | None
     batch_size: Annotated[int, Field(ge=1)]
+    batch_tokens: Annotated[int, Field(ge=1)] | None
+    form: Literal["auto", "packed", "stock"]
     stability: bool
 
 
@@ -252,19 +255,35 @@ class GenerationConfig(Section):
     batch_size: Annotated[int, Field(ge=1)]
 
 
+class EfficiencyConfig(Section):
+    """Speed of a model beside the dense one's: prompts of `prompt` tokens, `tokens` decoded.
+
+    `compiled` also decodes with torch.compile(mode="reduce-overhead"), which on CUDA records
+    graphs; null does so on CUDA.
+    """
+
+    prompt: Annotated[int, Field(ge=2)]
+    tokens: Annotated[int, Field(ge=2)]
+    batches: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
+    repeats: Annotated[int, Field(ge=2)]
+    compiled: bool | None
+
+
 class EvaluationConfig(Section):
-    """A suite: perplexity, tasks, generation, any of them."""
+    """A suite: perplexity, tasks, generation, efficiency, any of them."""
 
     name: str
     perplexity: PerplexityConfig | None
     zero_shot: ZeroShotConfig | None
     generation: GenerationConfig | None
+    efficiency: EfficiencyConfig | None
 
     @model_validator(mode="after")
     def _something(self) -> "EvaluationConfig":
-        if self.perplexity is None and self.zero_shot is None and self.generation is None:
+        if not any((self.perplexity, self.zero_shot, self.generation, self.efficiency)):
             raise ValueError(
-                "perplexity, zero_shot and generation must not all be null: one must be scored"
+                "perplexity, zero_shot, generation and efficiency must not all be null: one must "
+                "be scored"
             )
         return self
 

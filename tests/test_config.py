@@ -50,7 +50,7 @@ def test_the_catalogue_knows_every_group() -> None:
         (["device=tpu"], "device must be auto, cpu, cuda or cuda:N, got 'tpu'"),
         (["dtype=int8"], "dtype must be one of .*'bfloat16'.* got 'int8'"),
         (["calibration.samples=0"], "calibration.samples must be greater .* 1, got 0"),
-        (["evaluation.zero_shot.tasks=[foo]"], "zero_shot.tasks.0 must be one of 'boolq'.* 'foo'"),
+        (["evaluation.zero_shot.form=fast"], "zero_shot.form must be one of 'auto'.* 'fast'"),
         (["+calibration.typo=1"], "calibration.typo is not a setting"),
         (["data=local", "data.folder=null"], "folder must be set when source is local"),
         (["model.path=null"], "path must be a hub id or a local folder"),

@@ -104,9 +104,12 @@ def shrink(cfg: Config, folder: Path) -> Config:
     texts = {"text": "embedded", "split": "train"}
     raw["calibration"] |= texts | {"samples": 8, "length": 32, "files": []}
     for section in ("perplexity", "zero_shot", "generation"):
-        less = {"perplexity": {"max_tokens": 512, "profile": "lorap"}, "zero_shot": {"limit": 2}}
+        scored = {"max_tokens": 512, "profile": "lorap", "texts": ["wikitext2", "ptb"]}
+        less = {"perplexity": scored, "zero_shot": {"limit": 2}}
         if raw["evaluation"][section] is not None:
             raw["evaluation"][section] |= less.get(section, {"samples": 2, "words": 8})
+    if raw["evaluation"]["efficiency"] is not None:
+        raw["evaluation"]["efficiency"] |= {"prompt": 8, "tokens": 4, "repeats": 2}
     steps = {"samples": 12, "validation_samples": 4, "max_steps": 2, "batch_size": 4}
     for stage in raw["method"]["stages"].values():
         if stage is not None and "training" in stage:

@@ -153,11 +153,11 @@ def test_a_cut_evaluation_goes_on(
     real = zero_shot.evaluate_task
     done: list[str] = []
 
-    def cut(model: Any, tokenizer: Any, task: str, **rest: Any) -> Any:
+    def cut(judged: Any, task: str, **rest: Any) -> Any:
         if len(done) == 3:
             raise KeyboardInterrupt
         done.append(task)
-        return real(model, tokenizer, task, **rest)
+        return real(judged, task, **rest)
 
     monkeypatch.setattr(suite, "evaluate_task", cut)
     with pytest.raises(KeyboardInterrupt):
@@ -167,9 +167,9 @@ def test_a_cut_evaluation_goes_on(
     monkeypatch.setattr(compression, "compress", fail)
     monkeypatch.setattr(suite, "evaluate_perplexity", fail)
 
-    def rest_only(model: Any, tokenizer: Any, task: str, **rest: Any) -> Any:
+    def rest_only(judged: Any, task: str, **rest: Any) -> Any:
         assert task not in done
-        return real(model, tokenizer, task, **rest)
+        return real(judged, task, **rest)
 
     monkeypatch.setattr(suite, "evaluate_task", rest_only)
     result = pipeline.run(config(), tmp_path)

@@ -12,6 +12,7 @@ from pydoc_data.topics import topics
 from typing import Any
 
 from lorap_exp.data.local import TASK_SPLITS, only_split
+from lorap_exp.errors import LorapError
 
 PARTS = {"embedded": 0, "wikitext2": 1, "ptb": 2}
 
@@ -29,6 +30,11 @@ class Embedded:
     comparable = False
 
     def label(self, text: str) -> str:
+        if text not in ("wikitext2", "ptb"):
+            raise LorapError(
+                f"evaluation.perplexity.texts must be wikitext2 or ptb with data=embedded, "
+                f"got '{text}'"
+            )
         return {"wikitext2": "pydoc A", "ptb": "pydoc B"}[text]
 
     def rows(self, text: str, split: str) -> Sequence[str]:

@@ -8,6 +8,7 @@ from datasets import load_dataset
 from datasets.exceptions import DatasetsError
 
 from lorap_exp.data import wikitext
+from lorap_exp.data.tasks import COMMONSENSE, TASKS
 from lorap_exp.errors import LorapError, first_line
 
 DATASETS: dict[str, dict[str, Any]] = {
@@ -19,16 +20,9 @@ DATASETS: dict[str, dict[str, Any]] = {
         "split": "train",
     },
 }
-TASK_DATASETS: dict[str, dict[str, Any]] = {
-    "boolq": {"path": "aps/super_glue", "name": "boolq"},
-    "piqa": {"path": "baber/piqa"},
-    "hellaswag": {"path": "Rowan/hellaswag"},
-    "winogrande": {"path": "allenai/winogrande", "name": "winogrande_xl"},
-    "arc_easy": {"path": "allenai/ai2_arc", "name": "ARC-Easy"},
-    "arc_challenge": {"path": "allenai/ai2_arc", "name": "ARC-Challenge"},
-    "openbookqa": {"path": "allenai/openbookqa", "name": "main"},
-}
-"""The data sets of lm-eval's own tasks."""
+TASK_DATASETS = {name: TASKS[name].dataset for name in COMMONSENSE}
+"""The data sets of the tasks that `data fetch` brings."""
+C4_VALIDATION = {"data_files": {"validation": "en/c4-validation.00000-of-00008.json.gz"}}
 UNREACHABLE = (OSError, ValueError, DatasetsError, httpx2.HTTPError)
 """What `load_dataset` and its streams raise when the hub does not answer as it should."""
 
@@ -40,10 +34,12 @@ class Hub:
     comparable = True
 
     def label(self, text: str) -> str:
-        return {"wikitext2": "WikiText-2", "ptb": "PTB"}[text]
+        return {"wikitext2": "WikiText-2", "ptb": "PTB", "c4": "C4"}[text]
 
     def rows(self, text: str, split: str) -> Sequence[str]:
         arguments = {"split": split} | DATASETS[text]
+        if (text, split) == ("c4", "validation"):
+            arguments |= C4_VALIDATION | {"split": split}
         try:
             dataset = load_dataset(**arguments)
         except UNREACHABLE as error:
@@ -63,7 +59,7 @@ class Hub:
         return None
 
     def task_digest(self, task: str) -> str:
-        return f"hub: {TASK_DATASETS[task]}"
+        return f"hub: {TASKS[task].dataset}" if task in TASKS else f"hub: {task} of lm-eval"
 
     def instructions(self) -> str | None:
         return None

@@ -14,25 +14,21 @@ from lorap_exp.data import wikitext
 from lorap_exp.data.files import decode, json_lines, read_bytes, read_parquet, texts
 from lorap_exp.data.manifest import Manifest, digest_of, read_manifest, sha256_of
 from lorap_exp.data.questions import check_file
+from lorap_exp.data.tasks import COMMONSENSE, TASKS
 from lorap_exp.errors import LorapError
 from lorap_exp.workspace.progress import say
 
 SETTING = "data.folder"
 SPLITS = ("train", "validation", "test")
-TASK_SPLITS = {
-    "boolq": "validation",
-    "piqa": "validation",
-    "hellaswag": "validation",
-    "winogrande": "validation",
-    "arc_easy": "test",
-    "arc_challenge": "test",
-    "openbookqa": "test",
-}
+TASK_SPLITS = {name: str(TASKS[name].split) for name in COMMONSENSE}
+"""The split of each task that `data fetch` brings."""
 ALPACA_FILE = "instructions/alpaca_cleaned.json"
 
 
 def text_files(text: str, split: str) -> tuple[str, str]:
     """The file of a split as the hub has it, and the lesser one that may stand in for it."""
+    if (text, split) == ("c4", "validation"):
+        return "c4/validation.jsonl", "c4/validation.txt"
     if text == "c4":
         return "calibration/c4_sample.jsonl", "calibration/c4_sample.txt"
     return f"{text}/{split}.txt", f"{text}/{split}.tokens.parquet"
@@ -43,7 +39,7 @@ def only_split(task: str) -> dict[str, Any]:
     splits: dict[str, Any] = dict.fromkeys(
         ("training_split", "validation_split", "test_split", "fewshot_split")
     )
-    return splits | {f"{TASK_SPLITS[task]}_split": TASK_SPLITS[task], "dataset_name": None}
+    return splits | {f"{TASKS[task].split}_split": TASKS[task].split, "dataset_name": None}
 
 
 class Local:
@@ -57,9 +53,11 @@ class Local:
         self.manifest: Manifest = read_manifest(folder)
 
     def label(self, text: str) -> str:
-        return {"wikitext2": "WikiText-2", "ptb": "PTB"}[text]
+        return {"wikitext2": "WikiText-2", "ptb": "PTB", "c4": "C4"}[text]
 
-    def rows(self, text: str, split: str) -> list[str]:
+    def rows(self, text: str, split: str) -> Sequence[str]:
+        if text == "c4":
+            return self.documents(text, split)
         raw, tokenised = text_files(text, split)
         if raw not in self.manifest and tokenised in self.manifest:
             say(f"  data: '{tokenised}' stands in for '{raw}': rare words are <unk>")
@@ -81,7 +79,7 @@ class Local:
     def task(self, task: str) -> dict[str, Any]:
         path = self._verified(f"tasks/{task}.parquet")
         check_file(task, path)
-        files = {TASK_SPLITS[task]: str(path.resolve())}
+        files = {TASKS[task].split: str(path.resolve())}
         return only_split(task) | {
             "dataset_path": "parquet",
             "dataset_kwargs": {"data_files": files},

@@ -1,7 +1,8 @@
 """Perplexity over non-overlapping chunks: exp of the mean negative log-likelihood.
 
 The text is tokenised once, cut into chunks of L tokens (the tail is dropped), and the L - 1
-shifted tokens of each chunk are scored. Shapes: B chunks, T = L tokens, V vocabulary.
+shifted tokens of each chunk are scored. No batch's logits exist as a whole (`head.py`), so chunks
+may be long. Shapes: B chunks, T = L tokens.
 """
 
 import math
@@ -12,12 +13,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lorap_exp.data.source import Text
 from lorap_exp.errors import LorapError
+from lorap_exp.evaluation.head import Head
 from lorap_exp.evaluation.profiles import Profile
+
+BATCH_TOKENS = 8192
+"""Tokens of a batch at most: long chunks need the memory of many short ones."""
 
 
 @dataclass(frozen=True)
@@ -79,34 +83,21 @@ def mean_nll(
     Raises:
         LorapError: a non-finite loss, with the chunk where it appeared.
     """
-    total = 0.0
-    batches = chunks.split(batch_size)
-    for number, batch_BT in enumerate(progress(batches)):
+    head, total = Head(model), 0.0
+    batches = chunks.split(max(1, min(batch_size, BATCH_TOKENS // chunks.shape[1])))
+    done = 0
+    for batch_BT in progress(batches):
         ids_BT = batch_BT.to(model.device)
-        logits_BTV = model(ids_BT, use_cache=False).logits
-        nll = sum_nll(logits_BTV[:, :-1], ids_BT[:, 1:])
+        places = torch.arange(ids_BT.numel(), device=ids_BT.device).view(ids_BT.shape)[:, :-1]
+        found, _ = head.log_likelihoods(ids_BT, places.flatten(), ids_BT[:, 1:].flatten())
+        nll = -found.double().sum().item()
         if not math.isfinite(nll):
             raise LorapError(
-                f"perplexity: the loss of chunks {number * batch_size} to "
-                f"{number * batch_size + len(batch_BT) - 1} is not finite"
+                f"perplexity: the loss of chunks {done} to {done + len(batch_BT) - 1} is not finite"
             )
         total += nll
+        done += len(batch_BT)
     return total / (chunks.numel() - len(chunks))
-
-
-def sum_nll(logits_BTV: Tensor, targets_BT: Tensor) -> float:
-    """Summed cross-entropy in float32, some rows at a time.
-
-    The float32 copy of the logits then stays in cache on a CPU (five times faster than whole
-    sequences) and small on a GPU.
-    """
-    vocabulary = logits_BTV.shape[-1]
-    rows = max(1, (2**20 if logits_BTV.device.type == "cpu" else 2**27) // vocabulary)
-    total = torch.zeros((), dtype=torch.float64, device=logits_BTV.device)
-    for logits_TV, targets_T in zip(logits_BTV, targets_BT, strict=True):
-        for logits, targets in zip(logits_TV.split(rows), targets_T.split(rows), strict=True):
-            total += cross_entropy(logits.float(), targets, reduction="sum")
-    return total.item()
 
 
 def evaluate_perplexity(

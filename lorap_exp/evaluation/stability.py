@@ -7,13 +7,17 @@ right before and after, or wrong before and after; 1 for an unchanged model.
 """
 
 import math
+from collections import Counter
 from dataclasses import dataclass
-from statistics import stdev
+from statistics import fmean, stdev
 
 
 @dataclass(frozen=True)
 class Choices:
-    """The choices of a task's items: index of the right one, and nats per token of each."""
+    """The choices of a task's items: index of the right one, and nats per token of each.
+
+    Both are empty for a task in which nothing is chosen.
+    """
 
     gold: tuple[int, ...]
     nll: tuple[tuple[float, ...], ...]
@@ -21,6 +25,14 @@ class Choices:
     @staticmethod
     def restore(gold: list[int], nll: list[list[float]]) -> "Choices":
         return Choices(tuple(gold), tuple(tuple(row) for row in nll))
+
+    def chance(self) -> float | None:
+        """Accuracy of guessing; questions may have different numbers of choices."""
+        return fmean(1 / len(row) for row in self.nll) if self.nll else None
+
+    def majority(self) -> float | None:
+        """Accuracy of always giving the most frequent right answer."""
+        return Counter(self.gold).most_common(1)[0][1] / len(self.gold) if self.gold else None
 
     def right(self) -> list[bool]:
         """Whether the likeliest choice is the right one."""

@@ -12,20 +12,23 @@ from typing import Any, Protocol, TypeVar
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lorap_exp.config import EvaluationConfig
+from lorap_exp.config import EfficiencyConfig, EvaluationConfig, PerplexityConfig
 from lorap_exp.data.source import DataSource, Text
 from lorap_exp.evaluation.batches import halving
+from lorap_exp.evaluation.efficiency import Efficiency, measure
 from lorap_exp.evaluation.generation import (
     GenerationScore,
     evaluate_generation,
     passages,
     write_task,
 )
+from lorap_exp.evaluation.packed import Packed
 from lorap_exp.evaluation.perplexity import Perplexity, evaluate_perplexity, tokenize
-from lorap_exp.evaluation.profiles import PROFILES, Profile, read_text
+from lorap_exp.evaluation.profiles import FIRST_TOKENS, PROFILES, Profile, read_text
 from lorap_exp.evaluation.scores import Scores
 from lorap_exp.evaluation.stability import Choices
-from lorap_exp.evaluation.zero_shot import TaskScore, evaluate_task, write_tasks
+from lorap_exp.evaluation.tasks import check_tasks, write_tasks
+from lorap_exp.evaluation.zero_shot import TaskScore, evaluate_task
 from lorap_exp.workspace.progress import Meter, bar, say
 
 T = TypeVar("T")
@@ -49,10 +52,13 @@ class Suite:
     folder: Path
     limit: int | None
     task_batch: int
+    task_tokens: int | None
+    form: str
     stability: bool
     generation: Text | None
     """The text whose passages are continued."""
     generation_batch: int
+    efficiency: EfficiencyConfig | None
 
     def perplexities(self, model: PreTrainedModel, cache: Cache) -> tuple[Perplexity, ...]:
         """Perplexity of every text."""
@@ -85,15 +91,18 @@ class Suite:
     ) -> tuple[TaskScore, ...]:
         """Accuracy on every task."""
         scores = []
+        judged: list[Packed] = []
         for task in self.tasks:
 
             def compute(task: str = task) -> TaskScore:
-                found, choices = self.answer(model, tokenizer, task)
+                if not judged:
+                    judged.append(self.judge(model, tokenizer))
+                found, choices = self.answer(judged[0], task)
                 cache.write(f"choices/{task}.json", asdict(choices))
                 return found
 
             score = cache.reuse(f"scores/{task}", TaskScore, compute)
-            say(f"  {task}: {100 * score.paper[0]:.1f} % of {score.samples}")
+            say(f"  {task}: {100 * score.value:.1f} % of {score.samples}{levels(score)}")
             scores.append(score)
         return tuple(scores)
 
@@ -119,22 +128,46 @@ class Suite:
         folder = self.folder / "generation"
         return evaluate_generation(model, tokenizer, label, folder=folder, batch_size=batch_size)
 
-    def answer(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: str
-    ) -> tuple[TaskScore, Choices]:
+    def judge(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Packed:
+        """The model as lm-eval sees it, for all tasks."""
+        return Packed(
+            model,
+            tokenizer,
+            batch_size=self.task_batch,
+            tokens=self.task_tokens,
+            form=self.form,
+        )
+
+    def answer(self, judged: Packed, task: str) -> tuple[TaskScore, Choices]:
         """One task: its score, and how likely the model found each choice."""
 
         def answer(batch_size: int) -> tuple[TaskScore, Choices]:
             return evaluate_task(
-                model,
-                tokenizer,
-                task,
-                folder=self.folder,
-                limit=self.limit,
-                batch_size=batch_size,
+                judged, task, folder=self.folder, limit=self.limit, batch_size=batch_size
             )
 
         return halving(answer, self.task_batch, "evaluation.zero_shot.batch_size")
+
+    def speeds(
+        self, model: PreTrainedModel, dense: Callable[[], PreTrainedModel | None], cache: Cache
+    ) -> Efficiency:
+        """Size and speed, beside the dense model's unless it is that itself."""
+        asked = self.efficiency
+        assert asked is not None
+        found = cache.reuse(
+            "scores/efficiency", Efficiency.restore, lambda: measure(model, dense(), asked)
+        )
+        for speed in found.speeds:
+            faster = "" if speed.ratio is None else f", {speed.ratio:.2f} of dense"
+            say(f"  {speed.what}: {speed.value:.4g}{faster}")
+        return found
+
+
+def levels(score: TaskScore) -> str:
+    """What needs no model: guessing, and the most frequent right answer."""
+    if score.chance is None or score.majority is None:
+        return ""
+    return f" (chance {100 * score.chance:.1f}, majority {100 * score.majority:.1f})"
 
 
 def prepare_suite(
@@ -150,12 +183,15 @@ def prepare_suite(
     perplexity, zero_shot = evaluation.perplexity, evaluation.zero_shot
     generation = evaluation.generation
     if zero_shot is not None:
+        check_tasks(zero_shot.tasks, data)
         write_tasks(zero_shot.tasks, data, folder)
     if perplexity is not None:
         profile = PROFILES[perplexity.profile]
         read = [read_text(name, profile, data) for name in perplexity.texts]
-        limit = perplexity.max_tokens
-        texts = tuple((t, tokenize(t, tokenizer, profile.length, limit, bos)) for t in read)
+        texts = tuple(
+            (text, tokenize(text, tokenizer, profile.length, limit_of(text, perplexity), bos))
+            for text in read
+        )
     continued = None
     if generation is not None:
         continued = read_text(generation.text, PROFILES["lorap"], data)
@@ -168,10 +204,19 @@ def prepare_suite(
         folder=folder,
         limit=zero_shot.limit if zero_shot is not None else None,
         task_batch=zero_shot.batch_size if zero_shot is not None else 1,
+        task_tokens=zero_shot.batch_tokens if zero_shot is not None else None,
+        form=zero_shot.form if zero_shot is not None else "auto",
         stability=zero_shot is not None and zero_shot.stability,
         generation=continued,
         generation_batch=generation.batch_size if generation is not None else 1,
+        efficiency=evaluation.efficiency,
     )
+
+
+def limit_of(text: Text, asked: PerplexityConfig) -> int | None:
+    """Tokens of a text that are scored: the profile's and the configuration's limit."""
+    limits = [n for n in (FIRST_TOKENS.get(text.name), asked.max_tokens) if n is not None]
+    return min(limits, default=None)
 
 
 def evaluate(
@@ -180,8 +225,13 @@ def evaluate(
     tokenizer: PreTrainedTokenizerBase,
     cache: Cache,
     meter: Meter,
+    *,
+    dense: Callable[[], PreTrainedModel | None],
 ) -> Scores:
-    """Score a model on the whole suite; finished scores are read back from the cache."""
+    """Score a model on the whole suite; finished scores are read back from the cache.
+
+    `dense` gives the model whose speed is compared, None for the dense model itself.
+    """
     perplexities: tuple[Perplexity, ...] = ()
     accuracies: tuple[TaskScore, ...] = ()
     generation = None
@@ -194,4 +244,8 @@ def evaluate(
     if suite.generation is not None:
         with meter.stage("generation"):
             generation = suite.continuations(model, tokenizer, cache)
-    return Scores(perplexities, accuracies, generation)
+    efficiency = None
+    if suite.efficiency is not None:
+        with meter.stage("efficiency"):
+            efficiency = suite.speeds(model, dense, cache)
+    return Scores(perplexities, accuracies, generation, efficiency=efficiency)

@@ -1,11 +1,12 @@
-"""The seven commonsense tasks through lm-eval, on the model in memory.
+"""Tasks through lm-eval, on the model in memory.
 
-Prompts and metrics are lm-eval's own task files; only the data set is replaced where the data
-source says so. Requests are never cached by lm-eval: its cache ignores which model answered.
+Prompts, few-shot examples and metrics are lm-eval's own. Requests are never cached by lm-eval: its
+cache ignores which model answered.
 """
 
 import logging
 import math
+import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,133 +14,161 @@ from pathlib import Path
 from typing import Any
 
 import lm_eval
-import yaml
-from lm_eval.models.huggingface import HFLM
-from lm_eval.tasks import TaskManager
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from lorap_exp.data.source import DataSource
+from lorap_exp.data.tasks import COMMONSENSE, TASKS
 from lorap_exp.errors import LorapError
+from lorap_exp.evaluation.packed import Packed
 from lorap_exp.evaluation.stability import Choices
+from lorap_exp.evaluation.tasks import manager
 
-TASK_FILES = {
-    "boolq": "super_glue/boolq/default.yaml",
-    "piqa": "piqa/piqa.yaml",
-    "hellaswag": "hellaswag/hellaswag.yaml",
-    "winogrande": "winogrande/default.yaml",
-    "arc_easy": "arc/arc_easy.yaml",
-    "arc_challenge": "arc/arc_challenge.yaml",
-    "openbookqa": "openbookqa/openbookqa.yaml",
-}
-PAPER_METRIC = dict.fromkeys(TASK_FILES, "acc") | dict.fromkeys(
-    ("hellaswag", "arc_challenge", "openbookqa"), "acc_norm"
-)
-"""What the LoRAP tables report for each task (arXiv 2404.09695, section 4.1)."""
+Sample = Mapping[str, Any]
+FEWSHOT_SEED = 1234
+"""That of `lm_eval.simple_evaluate`: which examples stand in a prompt."""
 
 
 @dataclass(frozen=True)
 class TaskScore:
-    """Accuracies of one task as fractions, with standard errors; acc_norm is None without one."""
+    """What a model scored on one task, as fractions.
+
+    Attributes:
+        metric: the one that is reported, `value` with its `stderr` (None where lm-eval's
+            aggregation is not a mean).
+        metrics: all of lm-eval's, by its names (`acc`, `exact_match,strict-match`).
+        chance: the accuracy of guessing, and `majority` of always giving the most frequent right
+            answer, on these questions; None where nothing is chosen.
+        shots: examples in each prompt.
+        form: how likelihoods were computed, `packed` or `stock`.
+    """
 
     task: str
     samples: int
-    acc: float
-    acc_stderr: float
-    acc_norm: float | None
-    acc_norm_stderr: float | None
+    metric: str
+    value: float
+    stderr: float | None
+    metrics: dict[str, float]
+    chance: float | None
+    majority: float | None
+    shots: int
+    form: str
     seconds: float
 
     @property
-    def paper(self) -> tuple[float, float]:
-        """The paper's metric of this task and its standard error."""
-        if PAPER_METRIC[self.task] == "acc":
-            return self.acc, self.acc_stderr
-        assert self.acc_norm is not None and self.acc_norm_stderr is not None
-        return self.acc_norm, self.acc_norm_stderr
-
-
-def write_tasks(tasks: Sequence[str], data: DataSource, folder: Path) -> None:
-    """One task file for each task: lm-eval's own, included, with the source's data set."""
-    folder.mkdir(parents=True, exist_ok=True)
-    builtin = Path(lm_eval.__file__).parent / "tasks"
-    for task in tasks:
-        settings = {"include": str(builtin / TASK_FILES[task]), "task": task}
-        settings |= data.task(task) or {}
-        (folder / f"{task}.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    def acc(self) -> tuple[float, float]:
+        """Plain accuracy and its standard error."""
+        return self.metrics["acc"], binomial_stderr(self.metrics["acc"], self.samples)
 
 
 def evaluate_task(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    task: str,
-    *,
-    folder: Path,
-    limit: int | None,
-    batch_size: int,
+    judged: Packed, task: str, *, folder: Path, limit: int | None, batch_size: int
 ) -> tuple[TaskScore, Choices]:
-    """Zero-shot accuracy of a model on one task described in `folder`, and its choices.
+    """Score a model on one task, of which `folder` may hold a description, and its choices.
 
-    Log-probabilities are taken in float32 whatever the model's dtype.
+    Log-probabilities are taken in float32 whatever the model's dtype. `batch_size` is that of
+    generation and of stock lm-eval.
 
     Raises:
         LorapError: the task's data cannot be had, or a likelihood is not finite.
     """
     start = time.perf_counter()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    judged = HFLM(
-        pretrained=model,
-        tokenizer=tokenizer,
-        batch_size=batch_size,
-        softmax_dtype="float32",
-    )
+    judged.batch_size_per_gpu = batch_size
     try:
-        tasks = TaskManager(include_path=str(folder), include_defaults=False).load([task])
+        tasks = manager(task, folder).load([task])
+        for one in tasks["tasks"].values():
+            one.set_fewshot_seed(FEWSHOT_SEED)
         output = lm_eval.evaluate(judged, tasks, limit=limit, bootstrap_iters=0)
     except (OSError, ConnectionError) as error:
         first = str(error).strip().splitlines()[0]
         raise LorapError(f"evaluation: the data of {task} cannot be had: {first}") from error
     assert output is not None
-    _check_finite(task, output["samples"][task])
-    scores = output["results"][task]
+    leaves = list(tasks["tasks"])
+    samples = [sample for leaf in leaves for sample in output["samples"][leaf]]
+    check_finite(task, samples)
+    count = sum(output["n-samples"][leaf]["effective"] for leaf in leaves)
+    metrics = {
+        name.removesuffix(",none"): value
+        for name, value in output["results"][task].items()
+        if isinstance(value, float | int) and "," in name and "_stderr" not in name
+    }
+    metric = TASKS[task].metric if task in TASKS else next(iter(metrics))
+    choices = read_choices(tasks["tasks"], output["samples"], judged.tokenizer)
     score = TaskScore(
         task=task,
-        samples=output["n-samples"][task]["effective"],
-        acc=scores["acc,none"],
-        acc_stderr=_stderr(scores["acc,none"], output["n-samples"][task]["effective"]),
-        acc_norm=scores.get("acc_norm,none"),
-        acc_norm_stderr=None
-        if "acc_norm,none" not in scores
-        else _stderr(scores["acc_norm,none"], output["n-samples"][task]["effective"]),
+        samples=count,
+        metric=metric,
+        value=metrics[metric],
+        stderr=mean_stderr(metric, metrics[metric], samples),
+        metrics=metrics,
+        chance=choices.chance(),
+        majority=choices.majority(),
+        shots=max(one.config.num_fewshot or 0 for one in tasks["tasks"].values()),
+        form="stock" if judged.form == "stock" else "packed",
         seconds=time.perf_counter() - start,
     )
-    return score, _choices(output["samples"][task], tokenizer)
+    return score, choices
 
 
-def _choices(samples: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase) -> Choices:
-    """Nats per token of every choice, and the right one."""
+def read_choices(
+    tasks: Mapping[str, Any],
+    samples: Mapping[str, Sequence[Sample]],
+    tokenizer: PreTrainedTokenizerBase,
+) -> Choices:
+    """The right choice of every question and nats per token of each; none where nothing is chosen.
+
+    A task whose questions have several right choices has none either.
+    """
 
     def tokens(text: str) -> int:
         return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
     gold, nll = [], []
-    for sample in sorted(samples, key=lambda sample: sample["doc_id"]):
-        target = sample["target"]
-        gold.append(target if isinstance(target, int) else int(sample["doc"]["answer"]) - 1)
-        lengths = [tokens(text + rest) - tokens(text) for text, rest in sample["arguments"]]
-        totals = [-response[0] for response in sample["filtered_resps"]]
-        nll.append(tuple(s / max(n, 1) for s, n in zip(totals, lengths, strict=True)))
+    for name, task in tasks.items():
+        if task.OUTPUT_TYPE != "multiple_choice":
+            return Choices((), ())
+        for sample in sorted(samples[name], key=lambda sample: sample["doc_id"]):
+            right = right_choice(task, sample["doc"])
+            if right is None:
+                return Choices((), ())
+            gold.append(right)
+            lengths = [tokens(text + rest) - tokens(text) for text, rest in sample["arguments"]]
+            totals = [-response[0] for response in sample["filtered_resps"]]
+            nll.append(tuple(s / max(n, 1) for s, n in zip(totals, lengths, strict=True)))
     return Choices(tuple(gold), tuple(nll))
 
 
-def _stderr(accuracy: float, samples: int) -> float:
+def right_choice(task: Any, doc: Mapping[str, Any]) -> int | None:
+    """The index of the right choice, as lm-eval reads it off a question."""
+    target = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
+    if isinstance(target, str):
+        choices = task.doc_to_choice(doc)
+        return int(choices.index(target)) if target in choices else None
+    return target if isinstance(target, int) else None
+
+
+def binomial_stderr(accuracy: float, samples: int) -> float:
     """Standard error of a mean of zeros and ones, with the sample variance."""
     return math.sqrt(accuracy * (1 - accuracy) / (samples - 1)) if samples > 1 else math.nan
 
 
-def _check_finite(task: str, samples: Sequence[Mapping[str, Any]]) -> None:
+def mean_stderr(metric: str, value: float, samples: Sequence[Sample]) -> float | None:
+    """Standard error of a mean over samples; None where the metric is something else."""
+    name, _, chosen = metric.partition(",")
+    values = [s[name] for s in samples if s["filter"] == (chosen or "none") and name in s]
+    plain = [float(v) for v in values if isinstance(v, bool | int | float)]
+    if len(plain) < 2 or len(plain) < len(values):
+        return None
+    if not math.isclose(statistics.fmean(plain), value, rel_tol=1e-6, abs_tol=1e-9):
+        return None
+    return statistics.stdev(plain) / math.sqrt(len(plain))
+
+
+def check_finite(task: str, samples: Sequence[Sample]) -> None:
+    """Every likelihood is a number; one that is not would lose every comparison in silence."""
     for sample in samples:
         for response in sample["filtered_resps"]:
-            if not math.isfinite(response[0]):
+            first = response[0] if isinstance(response, tuple | list) else response
+            if isinstance(first, float) and not math.isfinite(first):
                 raise LorapError(
                     f"evaluation: the likelihood of document {sample['doc_id']} of {task} "
                     f"is not finite"
@@ -154,14 +183,21 @@ class Mean:
     stderr: float
 
 
+def commonsense(scores: Sequence[TaskScore]) -> list[TaskScore]:
+    """Those of the papers' seven; others stand beside the means, not in them."""
+    return [score for score in scores if score.task in COMMONSENSE]
+
+
 def mean_paper(scores: Sequence[TaskScore]) -> Mean:
     """Mean of the paper's metric of each task (`mean7_paper` over all seven)."""
-    return _mean([score.paper for score in scores])
+    return _mean(
+        [(score.value, math.nan if score.stderr is None else score.stderr) for score in scores]
+    )
 
 
 def mean_acc(scores: Sequence[TaskScore]) -> Mean:
     """Mean of plain accuracies (`mean7_acc` over all seven)."""
-    return _mean([(score.acc, score.acc_stderr) for score in scores])
+    return _mean([score.acc for score in scores])
 
 
 def _mean(pairs: Sequence[tuple[float, float]]) -> Mean:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from lorap_exp.evaluation.zero_shot import commonsense
 from lorap_exp.reporting.result import Result
 from lorap_exp.reporting.table import cells, distinctions
 
@@ -23,7 +24,7 @@ def retained(results: Sequence[Result]) -> pd.DataFrame:
         base, row = dense[_scored(result)], cells(result)
         own: dict[str, Any] = {name: row[name] for name in ("model", "method", "ratio", "kept")}
         own |= {name: values[index] for name, values in extra.items()}
-        count = len(result.scores.tasks)
+        count = len(commonsense(result.scores.tasks))
         if count:
             means = (one.scores.means()[f"mean{count}_paper"]["value"] for one in (result, base))
             own["classification %"] = _percent(*means)

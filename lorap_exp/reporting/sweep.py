@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from lorap_exp.data.tasks import column
 from lorap_exp.reporting.best import best_cells
 from lorap_exp.reporting.figures import evaluation_time
 from lorap_exp.reporting.html import Page, html
@@ -110,7 +111,7 @@ def page(sweep: Sweep, others: Mapping[str, tuple[pd.DataFrame, list[str]]]) -> 
         best=best_cells(table, sweep.perplexities),
         perplexities=sweep.perplexities,
         others=others,
-        remarks=[LEGEND, *profiles(sweep)],
+        remarks=[LEGEND, *profiles(sweep), *levels(sweep)],
         warning=warning(sweep),
     )
     return html(shown, sweep.folders, sweep.jobs)
@@ -120,7 +121,7 @@ def notes(sweep: Sweep) -> list[str]:
     """What a reader must know beside the numbers, in Markdown."""
     lines = [f"**{found}**\n" for found in (warning(sweep),) if found]
     lines.append(f"{LEGEND}\n")
-    lines += [f"- {plain(profile)}" for profile in profiles(sweep)]
+    lines += [f"- {plain(remark)}" for remark in (*profiles(sweep), *levels(sweep))]
     reasons = sorted(sweep.reasons.items())
     return lines + [f"- {plain(job)}: **{plain(reason)}**" for job, reason in reasons]
 
@@ -141,4 +142,20 @@ def profiles(sweep: Sweep) -> list[str]:
         f"{label}: profile {profile}, chunks of {length}, split {split}, {tokens} scored "
         f"tokens, sha256 {digest}…"
         for label, profile, length, split, tokens, digest in sorted(found)
+    ]
+
+
+def levels(sweep: Sweep) -> list[str]:
+    """What each task's questions give without a model."""
+    found = {
+        (column(t.task), t.metric, t.samples, t.shots, t.chance, t.majority)
+        for result in sweep.results
+        for t in result.scores.tasks
+        if t.chance is not None and t.majority is not None
+    }
+    return [
+        f"{name}: {metric}, {samples} questions, {shots} shots; guessing gives "
+        f"{100 * chance:.1f} %, the most frequent right answer {100 * majority:.1f} %"
+        for name, metric, samples, shots, chance, majority in sorted(found)
+        if chance is not None and majority is not None
     ]

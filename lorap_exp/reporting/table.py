@@ -7,19 +7,14 @@ from typing import Any
 import pandas as pd
 
 from lorap_exp.config import bookkeeping
+from lorap_exp.data.tasks import TASKS, column
+from lorap_exp.evaluation.efficiency import Efficiency
 from lorap_exp.reporting.result import Result
 
-TASK_COLUMNS = {
-    "boolq": "BoolQ",
-    "piqa": "PIQA",
-    "hellaswag": "HellaSwag",
-    "winogrande": "WinoGrande",
-    "arc_easy": "ARC-e",
-    "arc_challenge": "ARC-c",
-    "openbookqa": "OBQA",
-}
+TASK_COLUMNS = {name: task.column for name, task in TASKS.items()}
 NEXT_WORD = "next word"
 NOT_NUMBERS = frozenset((*bookkeeping(), "seed"))
+SPEEDS = ("weights (MB)", "KV (kB/token)", "speed x")
 """Settings that tell no two rows apart; seeds are averaged over."""
 OF_COMPRESSION = ("method.", "calibration.", "export")
 """Settings without meaning for a dense model."""
@@ -39,13 +34,23 @@ def cells(result: Result) -> dict[str, Any]:
     if result.plan.is_dense:
         row["method"] = "dense"
     row |= {score.label: score.perplexity for score in result.scores.perplexity}
-    row |= {TASK_COLUMNS[task.task]: 100 * task.paper[0] for task in result.scores.tasks}
+    row |= {column(task.task): 100 * task.value for task in result.scores.tasks}
     if result.scores.generation is not None:
         row[NEXT_WORD] = 100 * result.scores.generation.accuracy
+    if result.scores.efficiency is not None:
+        row |= speed_cells(result.scores.efficiency)
     for name, mean in result.scores.means().items():
         row[name] = 100 * mean["value"]
         if mean["stderr"] is not None:
             row[f"{name} ±"] = 100 * mean["stderr"]
+    return row
+
+
+def speed_cells(found: Efficiency) -> dict[str, Any]:
+    """What was gained: the median of each speed over the dense model's, and bytes."""
+    row: dict[str, Any] = {"weights (MB)": sum(found.bytes.values()) / 1e6}
+    row["KV (kB/token)"] = found.kv_bytes / 1e3
+    row |= {f"speed x, {s.what}": s.ratio for s in found.speeds if s.ratio is not None}
     return row
 
 
@@ -110,7 +115,9 @@ def columns(results: Sequence[Result]) -> list[str]:
     found = [name for result in results for name in cells(result)]
     perplexities = [s.label for result in results for s in result.scores.perplexity]
     means = [name for name in found if name.startswith(("mean", "stability", "agreement"))]
-    order = [*LEADING, *perplexities, *TASK_COLUMNS.values(), NEXT_WORD, *means]
+    tasks = [column(task.task) for result in results for task in result.scores.tasks]
+    order = [*LEADING, *perplexities, *TASK_COLUMNS.values(), *tasks, NEXT_WORD, *means]
+    order += [name for name in found if name.startswith(SPEEDS)]
     return list(dict.fromkeys(name for name in order if name in found or name in LEADING))
 
 

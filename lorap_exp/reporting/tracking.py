@@ -120,11 +120,11 @@ def metrics(result: Result) -> dict[str, float]:
     for score in result.scores.perplexity:
         flat[f"perplexity/{score.label}"] = score.perplexity
     for task in result.scores.tasks:
-        flat[f"acc/{task.task}"] = task.acc
-        if task.acc_norm is not None:
-            flat[f"acc_norm/{task.task}"] = task.acc_norm
+        flat |= {f"{metric}/{task.task}": value for metric, value in task.metrics.items()}
     if result.scores.generation is not None:
         flat["next_word"] = result.scores.generation.accuracy
+    if result.scores.efficiency is not None:
+        flat |= {f"speed/{s.what}": s.value for s in result.scores.efficiency.speeds}
     for one in result.scores.stability:
         flat |= {f"stability/{one.task}": one.stability, f"agreement/{one.task}": one.agreement}
     for name, mean in result.scores.means().items():

@@ -26,6 +26,10 @@ def score(cfg: Config, inputs: Inputs, job: Job, meter: Meter, model: PreTrained
     """Everything that the job asks for but stability; a dense model is scored once for all jobs."""
 
     computed: list[Scores] = []
+
+    def yardstick() -> PreTrainedModel | None:
+        return None if inputs.plan.is_dense else load_dense(cfg, inputs, meter)
+
     suite = inputs.suite
     asked = {
         "evaluation": cfg.evaluation.model_dump(mode="json", exclude={"name"}),
@@ -41,7 +45,8 @@ def score(cfg: Config, inputs: Inputs, job: Job, meter: Meter, model: PreTrained
         for task in suite.tasks:  # a score without its answers cannot be compared
             if kept.read(f"choices/{task}.json", sealed=True) is None:
                 kept.forget(f"scores/{task}.json")
-        computed.append(evaluate(suite, model, inputs.tokenizer, kept, meter))
+        found = evaluate(suite, model, inputs.tokenizer, kept, meter, dense=yardstick)
+        computed.append(found)
         return computed[0]
 
     if not inputs.plan.is_dense:
@@ -64,7 +69,7 @@ def compare_answers(cfg: Config, inputs: Inputs, job: Job, meter: Meter) -> tupl
         say(f"  {task}: asking the dense model")
         if not dense:
             dense.append(load_dense(cfg, inputs, meter))
-        return asdict(suite.answer(dense[0], inputs.tokenizer, task)[1])
+        return asdict(suite.answer(suite.judge(dense[0], inputs.tokenizer), task)[1])
 
     found = []
     with meter.stage("stability"):
@@ -81,6 +86,8 @@ def compare_answers(cfg: Config, inputs: Inputs, job: Job, meter: Meter) -> tupl
                     inputs.store.json("choices", key, partial(dict, own))
                 continue
             assert own is not None
+            if not own["gold"]:
+                continue  # nothing is chosen in this task
             before = Choices.restore(**inputs.store.json("choices", key, partial(ask, task)))
             found.append(compare(task, before, Choices.restore(**own)))
     for one in found:

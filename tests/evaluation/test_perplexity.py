@@ -8,7 +8,9 @@ from transformers import PreTrainedModel
 
 from lorap_exp.data.source import Text
 from lorap_exp.errors import LorapError
-from lorap_exp.evaluation.perplexity import chunk, evaluate_perplexity, mean_nll, sum_nll, tokenize
+from lorap_exp.evaluation import head
+from lorap_exp.evaluation.head import score
+from lorap_exp.evaluation.perplexity import chunk, evaluate_perplexity, mean_nll, tokenize
 from lorap_exp.evaluation.profiles import PROFILES
 from lorap_exp.models.tiny import byte_tokenizer
 
@@ -26,13 +28,28 @@ def test_mean_nll_equals_one_chunk_at_a_time(tiny: Callable[..., PreTrainedModel
         assert mean_nll(model, chunks, batch_size) == pytest.approx(sum(slow) / 7, rel=1e-5)
 
 
-def test_sum_nll_takes_float32_logits_of_any_vocabulary() -> None:
+def test_logits_of_any_vocabulary_are_scored_in_float32() -> None:
     for vocabulary in (5, 300_000):
-        logits, targets = torch.randn(2, 3, vocabulary).bfloat16(), torch.randint(0, 5, (2, 3))
-        expected = cross_entropy(
-            logits.double().flatten(0, 1), targets.flatten(), reduction="sum"
-        ).item()
-        assert sum_nll(logits, targets) == pytest.approx(expected, rel=1e-6)
+        logits, targets = torch.randn(6, vocabulary).bfloat16(), torch.randint(0, 5, (6,))
+        expected = cross_entropy(logits.double(), targets, reduction="none").tolist()
+        found, matches = score(logits, targets)
+        assert (-found).tolist() == pytest.approx(expected, rel=1e-6)
+        assert torch.equal(matches, logits.argmax(-1) == targets)
+
+
+@pytest.mark.parametrize("length", [16, 600])
+def test_sliced_logits_are_those_of_the_model(
+    tiny: Callable[..., PreTrainedModel],
+    family: str,
+    length: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every family, with slices of a few rows and batches of one long chunk."""
+    monkeypatch.setattr(head, "SLICE", {"cpu": 257 * 7, "cuda": 0})
+    model, chunks = tiny(family), torch.randint(0, 257, (3, length))
+    logits = model(chunks).logits[:, :-1].flatten(0, 1)
+    expected = cross_entropy(logits, chunks[:, 1:].flatten()).item()
+    assert mean_nll(model, chunks, 2) == pytest.approx(expected, rel=1e-5)
 
 
 def test_uniform_predictions_have_the_vocabulary_as_perplexity(

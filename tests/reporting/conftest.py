@@ -41,6 +41,14 @@ def plan(ratio: float, removed: tuple[int, ...] = ()) -> Plan:
     return Plan(ratio, tuple(edits))
 
 
+def task_score(task: str, samples: int, acc: float, stderr: float) -> TaskScore:
+    """Plain accuracy, on questions with two choices."""
+    levels: dict[str, Any] = {"chance": 0.5, "majority": 0.6, "shots": 0}
+    return TaskScore(
+        task, samples, "acc", acc, stderr, {"acc": acc}, **levels, form="packed", seconds=1.0
+    )
+
+
 def make_result(
     method: str = "lorap",
     ratio: float = 0.2,
@@ -75,7 +83,7 @@ def make_result(
                     "wikitext2", "WikiText-2", "lorap", **SCORED, perplexity=perplexity, seconds=2.0
                 ),
             ),
-            (TaskScore("boolq", 100, accuracy, 0.05, None, None, 1.0),),
+            (task_score("boolq", 100, accuracy, 0.05),),
         ),
         seconds={"load": 1.0, "compress": 2.0},
         peak_memory={"load host": 2**30, "compress host": 2**31},
