@@ -42,6 +42,7 @@ from lorap_exp.models.modeling_compressed import (
     reshape_linear,
     stock_models,
 )
+from lorap_exp.models.portable import make_portable
 from lorap_exp.models.stock import OWN, fields_of, stock_settings
 from lorap_exp.models.structure import ATTENTION, Family, canonical
 
@@ -239,6 +240,12 @@ def load(
     return model.eval().requires_grad_(False).to(device)
 
 
+def rotary(config: PreTrainedConfig) -> dict[str, Any]:
+    """How a configuration says its rotary positions, without the older name of their type."""
+    found = getattr(config, "rope_parameters", None) or {}
+    return {key: value for key, value in found.items() if key != "type"}
+
+
 def _class_in(folder: Path) -> Any:
     if not (folder / "config.json").is_file():
         raise LorapError(f"a saved model's folder holds config.json, got '{folder}'")
@@ -276,6 +283,12 @@ def save(
     if weights is not None:
         weights(partial)
     tokenizer.save_pretrained(partial)
+    make_portable(partial)
+    saved, own = rotary(load_config(partial)), rotary(model.config)
+    if saved != own:
+        raise LorapError(
+            f"config.json in '{partial}' must say the model's rotary positions, got {saved}"
+        )
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
 

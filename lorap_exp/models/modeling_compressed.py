@@ -548,18 +548,52 @@ class CompressedModel:
     def __init__(self, config, *args, **kwargs):
         super().__init__(config, *args, **kwargs)
         base = self.base_model
-        if base is self:
-            with torch.no_grad():
-                _rewrite(self, config)
-        elif not isinstance(base, CompressedModel):
+        if base is not self and isinstance(base, CompressedModel):
+            return
+        _check_names(self, base, config.layout)
+        if base is not self:
             base.__class__ = compressed_class(type(base))
-            with torch.no_grad():
-                _rewrite(base, config)
+        with torch.no_grad():
+            _rewrite(base, config)
+
+
+def _inside(base, path):
+    """The path below the base model for one below the model that holds it."""
+    return path if hasattr(base, path.partition(".")[0]) else path.partition(".")[2]
+
+
+def _check_names(model, base, layout):
+    """Other versions of transformers may call parts by other names: never load half a model."""
+    owners = [(p, p.rpartition(".")[0]) for p in layout["matrices"].values()]
+    inside = [owner if owner in layout["fused"] else path for path, owner in owners]
+    wanted = [f"{layout['layers']}.0.{path}" for path in inside]
+    missing = [path for path in wanted if not _has(base, _inside(base, path))]
+    if model.get_output_embeddings() is not None and not _has(model, layout["head"]):
+        missing.append(layout["head"])
+    if layout["experts"]:
+        path = f"{layout['layers']}.0.{layout['experts']}"
+        if not _has(base, _inside(base, path)) or isinstance(
+            base.get_submodule(_inside(base, path)), nn.ModuleList
+        ):
+            missing.append(f"{path} of one tensor")
+    if missing:
+        raise ImportError(
+            f"this compressed model needs transformers 5 or newer: in version "
+            f"{transformers.__version__}, {type(base).__name__} has no {', '.join(missing)}"
+        )
+
+
+def _has(root, path):
+    try:
+        root.get_submodule(path)
+    except AttributeError:
+        return False
+    return True
 
 
 def _rewrite(base, config):
-    layout, prefix = config.layout, base.base_model_prefix + "."
-    layers = base.get_submodule(layout["layers"].removeprefix(prefix))
+    layout = config.layout
+    layers = base.get_submodule(_inside(base, layout["layers"]))
     for position, settings in (config.replaced_layers or {}).items():
         index = int(position)
         replaced = ReplacedLayer(config, layer_idx=index, **settings)
@@ -569,7 +603,7 @@ def _rewrite(base, config):
         if not isinstance(layer, ReplacedLayer):
             split_layer(layer, layout["fused"])
     for path, form in (config.compressed_modules or {}).items():
-        inside = path.removeprefix(prefix)
+        inside = _inside(base, path)
         place(base, inside, reshape_linear(base.get_submodule(inside), **form))
     for position, rank in (config.branches or {}).items():
         mlp = layers[int(position)].get_submodule(layout["mlp"])
@@ -604,7 +638,7 @@ class CompressedSettings:
 
 
 def old_rope(settings):
-    """Settings with rotary positions said as transformers 4 says them."""
+    """A configuration's settings with rotary positions said as transformers 4 says them, too."""
     rope = settings.get("rope_parameters")
     if not rope:
         return settings
@@ -615,8 +649,16 @@ def old_rope(settings):
     said["rope_theta"] = rope["rope_theta"]
     if "partial_rotary_factor" in rope:
         said["partial_rotary_factor"] = rope["partial_rotary_factor"]
-    kept = {k: v for k, v in rope.items() if k not in ("rope_theta", "partial_rotary_factor")}
-    said["rope_scaling"] = None if kept.get("rope_type", "default") == "default" else kept
+    if "gpt_neox" in settings.get("model_type", ""):
+        said["rotary_emb_base"] = rope["rope_theta"]
+        said["rotary_pct"] = rope["partial_rotary_factor"]
+    kind = rope.get("rope_type", "default")
+    if kind == "longrope":
+        said["rope_scaling"] = {"type": kind}
+        said["rope_scaling"] |= {name: rope[name] for name in ("short_factor", "long_factor")}
+    elif kind != "default":
+        apart = ("rope_theta", "partial_rotary_factor")
+        said["rope_scaling"] = {k: v for k, v in rope.items() if k not in apart}
     return settings | said
 
 
