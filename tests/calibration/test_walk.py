@@ -192,9 +192,7 @@ def test_the_original_alone_can_be_asked_for(tiny: Tiny) -> None:
 
 
 @pytest.mark.parametrize("order", ["block", "group"])
-def test_where_hidden_states_are_kept_changes_nothing(
-    tiny: Tiny, family: str, order: str
-) -> None:
+def test_where_hidden_states_are_kept_changes_nothing(tiny: Tiny, family: str, order: str) -> None:
     found: dict[str, list[Tensor]] = {}
     places: tuple[Place, ...] = ("device", "host", "disk")
     for place in places:
