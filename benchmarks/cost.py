@@ -15,15 +15,23 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import lorap_exp.commands.main  # noqa: F401  (registers the resolvers that conf/ uses)
+from lorap_exp.calibration.evidence import Sharing
+from lorap_exp.calibration.walk import Walk
 from lorap_exp.commands.catalogue import conf_folder
 from lorap_exp.config import Config, ModelConfig, validate
 from lorap_exp.data.embedded import part
 from lorap_exp.evaluation.perplexity import chunk, mean_nll
-from lorap_exp.methods.stage import Stage, build_stack, compress, plan_stack
+from lorap_exp.methods.contract import Stack, build_stack
+from lorap_exp.methods.engine import rewrite_blocks
+from lorap_exp.methods.planner import plan_group
 from lorap_exp.models.families import blocks_of, shapes_of
 from lorap_exp.models.loading import load_config, load_model, load_tokenizer
+from lorap_exp.models.source import Source
 from lorap_exp.ops.low_rank import project_outputs
-from lorap_exp.planning.plan import Plan
+from lorap_exp.planning.edits import Edit, Factor, Plan
+from lorap_exp.planning.shapes import shape_of
+from lorap_exp.planning.stack import Budget
+from lorap_exp.workspace.progress import no_bar
 
 REPEATS, BATCH = 3, 16
 
@@ -42,12 +50,37 @@ def bare_loop(model: PreTrainedModel, chunks: Tensor) -> None:
         model(batch)
 
 
-def factorisations(model: PreTrainedModel, plan: Plan) -> None:
-    """Every factorisation of the plan on the dense weights, alone."""
-    for block, sizes in zip(blocks_of(model), plan.blocks, strict=True):
-        for name, rank in sizes.ranks.items():
-            weight = block.weight(name)
-            project_outputs(weight, torch.ones(weight.shape[1]), rank)
+class Work:
+    """A dense model and the plan of a stack for it: what is timed, ready to run."""
+
+    def __init__(self, model: PreTrainedModel, stack: Stack, ratio: float) -> None:
+        self.model, self.dense = model, shape_of(shapes_of(model))
+        (self.group,) = stack.groups()
+        self.edits: dict[str, list[Edit]] = plan_group(
+            stack, 0, self.dense, Plan(ratio), Budget(ratio), seen=None
+        )
+
+    def compress(self, ids: Tensor, how: Walk, sharing: Sharing | None = None) -> None:
+        """Calibrate and rewrite the model in place."""
+        rewrite_blocks(
+            Source(self.model),
+            self.group,
+            self.edits,
+            self.dense,
+            ids=ids,
+            how=how,
+            sharing=sharing,
+            bars=no_bar,
+        )
+
+    def factorisations(self) -> None:
+        """Every factorisation of the plan on the dense weights, alone."""
+        blocks = {block.index: block for block in blocks_of(self.model)}
+        factors = [e for own in self.edits.values() for e in own if isinstance(e, Factor)]
+        for edit in factors:
+            weight = blocks[edit.block].weight(edit.matrix)
+            assert edit.rank is not None
+            project_outputs(weight, torch.ones(weight.shape[1]), edit.rank)
 
 
 def evaluation_speed(model: PreTrainedModel, chunks: Tensor) -> float:
@@ -57,19 +90,15 @@ def evaluation_speed(model: PreTrainedModel, chunks: Tensor) -> float:
 
 
 def compression_cost(
-    settings: ModelConfig, stages: list[Stage], ratio: float, chunks: Tensor, dtype: torch.dtype
+    settings: ModelConfig, stack: Stack, ratio: float, chunks: Tensor, dtype: torch.dtype
 ) -> float:
     """(seconds of compression - seconds of its factorisations) / seconds of a forward pass."""
     model = load_model(settings, load_config(settings), torch.device("cpu"), dtype, seed=0)
-    plan = plan_stack(stages, shapes_of(model), ratio)
+    work = Work(model, stack, ratio)
     bare_loop(model, chunks[:BATCH])
     forward = seconds(lambda: bare_loop(model, chunks))
-    alone = seconds(lambda: factorisations(model, plan))
-    whole = seconds(
-        lambda: compress(
-            model, stages, plan, ids=chunks, batch_size=BATCH, propagation="compressed"
-        )
-    )
+    alone = seconds(work.factorisations)
+    whole = seconds(lambda: work.compress(chunks, Walk(BATCH)))
     return (whole - alone) / forward
 
 
@@ -89,7 +118,7 @@ def sample(model: ModelConfig) -> Tensor:
 def main() -> None:
     """Print the table for SmolLM2-135M on 128 x 128 tokens of the embedded text."""
     cfg = configuration()
-    stages, chunks = build_stack(cfg.method).stages, sample(cfg.model)
+    stack, chunks = build_stack(cfg.method), sample(cfg.model)
     print(f"median of {REPEATS}, {torch.get_num_threads()} threads, {cfg.model.name}\n")
     print("| what | dtype | measured | limit |\n| --- | --- | --- | --- |")
     for dtype in (torch.bfloat16, torch.float32):
@@ -100,7 +129,7 @@ def main() -> None:
         print(f"| perplexity: tokens/s over a bare loop's | {name} | {speed:.2f} | >= 0.90 |")
         for ratio in (0.2, 0.5):
             costs = [
-                compression_cost(cfg.model, stages, ratio, chunks, dtype) for _ in range(REPEATS)
+                compression_cost(cfg.model, stack, ratio, chunks, dtype) for _ in range(REPEATS)
             ]
             print(
                 f"| compression at {ratio}: (total - factorisations) / forward pass "

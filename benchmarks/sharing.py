@@ -5,16 +5,17 @@ at five, each with an empty store, side by side in one process.
 """
 
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from benchmarks.cost import BATCH, REPEATS, configuration, sample, seconds
-from lorap_exp.calibration.shared import Sharing
+from benchmarks.cost import BATCH, REPEATS, Work, configuration, sample, seconds
+from lorap_exp.calibration.evidence import Sharing
+from lorap_exp.calibration.walk import Walk
 from lorap_exp.config import ModelConfig
-from lorap_exp.methods.stage import Stage, build_stack, compress, plan_stack
-from lorap_exp.models.families import shapes_of
+from lorap_exp.methods.contract import Stack, build_stack
 from lorap_exp.models.loading import load_config, load_model
 from lorap_exp.workspace.store import Store
 
@@ -22,7 +23,7 @@ RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5)
 
 
 def sweep(
-    settings: ModelConfig, stages: list[Stage], ids: Tensor, ratios: tuple[float, ...], shared: bool
+    settings: ModelConfig, stack: Stack, ids: Tensor, ratios: tuple[float, ...], shared: bool
 ) -> float:
     """Seconds of calibration, factorisation and pruning over the ratios, without loading."""
     total = 0.0
@@ -32,30 +33,20 @@ def sweep(
             model = load_model(
                 settings, load_config(settings), torch.device("cpu"), torch.bfloat16, seed=0
             )
-            plan = plan_stack(stages, shapes_of(model), ratio)
-            total += seconds(
-                lambda model=model, plan=plan: compress(  # type: ignore[misc]
-                    model,
-                    stages,
-                    plan,
-                    ids=ids,
-                    batch_size=BATCH,
-                    propagation="original",
-                    sharing=sharing if shared else None,
-                )
-            )
+            work, how = Work(model, stack, ratio), Walk(BATCH, "original")
+            total += seconds(partial(work.compress, ids, how, sharing=sharing if shared else None))
     return total
 
 
 def main() -> None:
     """Print the table."""
     cfg = configuration()
-    stages, ids = build_stack(cfg.method).stages, sample(cfg.model)
+    stack, ids = build_stack(cfg.method), sample(cfg.model)
     rows = []
     for _ in range(REPEATS):
-        one = sweep(cfg.model, stages, ids, RATIOS[-1:], shared=True)
-        five = sweep(cfg.model, stages, ids, RATIOS, shared=True)
-        alone = sweep(cfg.model, stages, ids, RATIOS, shared=False)
+        one = sweep(cfg.model, stack, ids, RATIOS[-1:], shared=True)
+        five = sweep(cfg.model, stack, ids, RATIOS, shared=True)
+        alone = sweep(cfg.model, stack, ids, RATIOS, shared=False)
         rows.append((five / one, alone / one))
     shared, unshared = (sorted(values)[REPEATS // 2] for values in zip(*rows, strict=True))
     print("| what | measured | limit |\n| --- | --- | --- |")

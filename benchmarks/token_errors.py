@@ -6,11 +6,11 @@ squared error with nothing in place of the span.
 """
 
 import torch
-from lorap_exp.planning.plan import Removal
 
 from benchmarks.cost import configuration, sample
 from lorap_exp.methods.streamline.networks import front_of
 from lorap_exp.models.loading import load_config, load_model
+from lorap_exp.planning.edits import Drop
 
 LAYERS, WINDOWS, LENGTH = range(10, 19), 16, 256
 
@@ -21,7 +21,7 @@ def main() -> None:
     config = load_config(cfg.model)
     dense = load_model(cfg.model, config, torch.device("cpu"), torch.bfloat16, seed=0)
     ids = sample(cfg.model).flatten()[: WINDOWS * LENGTH].view(WINDOWS, LENGTH)
-    states, _ = front_of(dense, Removal(tuple(LAYERS)))(ids)
+    states, _ = front_of(dense, [Drop(tuple(LAYERS))])(ids)
     before, after = states[0].float(), states[-1].float()
     errors, norms = (after - before).square().sum(-1), after.norm(dim=-1)
     larger, share = norms[:, 0].mean() / norms[:, 1:].median(), errors[:, 0].sum() / errors.sum()

@@ -15,6 +15,7 @@ import torch
 from lorap_exp.methods.stage import build_stack
 
 from benchmarks.cost import configuration, sample
+from lorap_exp.methods.contract import Whole, build_stack
 from lorap_exp.methods.streamline.removal import LayerRemoval
 from lorap_exp.models.families import blocks_of
 from lorap_exp.models.loading import load_config, load_model
@@ -39,8 +40,8 @@ def main() -> None:
             )
         ),
     )
-    stage = build_stack(cfg.method).removal
-    assert isinstance(stage, LayerRemoval)
+    ((_, step),) = build_stack(cfg.method).steps
+    assert isinstance(step, LayerRemoval)
     ids = sample(cfg.model)
     windows = ids.flatten()[: 36 * WINDOW].view(36, WINDOW)
     config = load_config(cfg.model)
@@ -69,17 +70,12 @@ def main() -> None:
         PEAK_RESET.write_text("5")
         return iter
 
-    removal = divide(START, STOP, "transformer", 1, False)
+    edits = divide(START, STOP, "transformer", 1, False)
     with tempfile.TemporaryDirectory() as folder:
-        stage.remove(
-            take,
-            removal,
-            calibration=ids,
-            windows=windows,
-            batch_size=MICRO,
-            folder=Path(folder),
-            bars=bars,
+        part = Whole(
+            take, calibration=ids, batch_size=MICRO, read=windows, folder=Path(folder), bars=bars
         )
+        step.apply(part, edits, None, {})
     measured = peaks[0] - before
     weights, state = 2 * (front + embedding), 5 * 4 * layer
     mib = 2**20

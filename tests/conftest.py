@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import hypothesis
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -18,6 +19,8 @@ from lorap_exp.config import Config, RandomModelConfig, validate
 from lorap_exp.models.families import split_fused
 from lorap_exp.models.tiny import random_config
 
+hypothesis.settings.register_profile("here", deadline=None)  # seconds say nothing on a busy machine
+hypothesis.settings.load_profile("here")
 REPOSITORY = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("LORAP_SHARED", REPOSITORY.parent / "shared"))
 TINY = ["model=tiny", "data=embedded", "calibration=embedded", "logging=disabled", "dtype=float32"]

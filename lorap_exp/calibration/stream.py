@@ -35,7 +35,6 @@ class Stream:
         place: Place,
     ) -> None:
         self.calls, self.device, self.place = calls, device, place
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._batches: list[Tensor] = []
         for batch in states:
             self.append(batch)
@@ -49,11 +48,10 @@ class Stream:
             return batch
         if self.place == "host":
             return batch.cpu()
-        if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="lorap_exp-")
-        path = Path(self._folder.name) / f"{len(self._batches)}.bin"
-        held = torch.from_file(str(path), shared=True, size=batch.numel(), dtype=batch.dtype)
-        return held.view(batch.shape).copy_(batch)
+        with tempfile.TemporaryDirectory(prefix="lorap_exp-") as folder:
+            file = str(Path(folder) / "states.bin")
+            held = torch.from_file(file, shared=True, size=batch.numel(), dtype=batch.dtype)
+        return held.view(batch.shape).copy_(batch)  # the file lives as long as it is mapped
 
     def __len__(self) -> int:
         return len(self._batches)

@@ -81,6 +81,12 @@ class Slice:
     size: int
 
     def on(self, shape: Shape) -> Shape:
+        for block in shape.blocks:
+            if not block.matrices:
+                raise ValueError(
+                    f"the residual stream cannot be sliced where a network of kind {block.kind} "
+                    f"replaces layers (from layer {block.index})"
+                )
         blocks = [block.resized("residual", self.size) for block in shape.blocks]
         return Shape(tuple(replace(b, extra=b.extra + 2 * self.size**2) for b in blocks))
 

@@ -56,6 +56,7 @@ def compress(
     ratio: float,
     ids: Tensor,
     how: Walk | None = None,
+    *,
     sharing: Sharing | None = None,
     **budget: Any,
 ) -> Plan:

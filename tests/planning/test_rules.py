@@ -1,3 +1,4 @@
+import itertools
 import math
 from dataclasses import replace
 
@@ -156,7 +157,7 @@ def test_layer_shares_have_the_mean_and_the_cap(
     spent = sum(ratios[block] * cost for block, cost in costs.items())
     assert spent == pytest.approx(ratio * sum(costs.values()))
     assert all(0 <= share <= 0.85 for share in ratios.values())
-    for one, other in zip(importance, importance[1:], strict=False):
+    for one, other in itertools.pairwise(importance):
         a, b = ratios[importance.index(one)], ratios[importance.index(other)]
         assert a == pytest.approx(b) or (a < b) == (one > other)
 

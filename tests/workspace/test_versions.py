@@ -24,7 +24,7 @@ def copy(tmp_path: Path) -> Path:
         ("methods/low_rank.py", True),
         ("models/loading.py", True),
         ("evaluation/perplexity.py", True),
-        ("planning/plan.py", True),
+        ("planning/rules.py", True),
         ("data/local.py", True),
         ("training/loop.py", True),
         ("steps/compress.py", True),

@@ -1,0 +1,139 @@
+"""The law of every method: evidence moves parameters about, never their number."""
+
+from collections.abc import Callable
+from math import lcm
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from lorap_exp import pipeline
+from lorap_exp.commands.catalogue import conf_folder
+from lorap_exp.config import Config
+from lorap_exp.errors import LorapError
+from lorap_exp.methods.contract import Stack, Step
+from lorap_exp.methods.planner import plan_stack
+from lorap_exp.models.checkpoint import count_parameters
+from lorap_exp.planning.options import Option
+from lorap_exp.planning.shapes import Shape
+from lorap_exp.planning.stack import Budget, open_blocks
+from tests.methods.stacks import compress, planned, rebuilt, shape_of, stack_of
+from tests.methods.streamline import FAST
+
+Make = Callable[..., Config]
+Tiny = Callable[..., PreTrainedModel]
+METHODS = sorted({path.stem for path in (conf_folder() / "method").glob("*.yaml")} - {"dense"})
+SHAPES = {
+    "multi_head": ({"kv_heads": 4}, (0, 0)),
+    "grouped_query": ({"kv_heads": 2}, (0, 0)),
+    "protected": ({"kv_heads": 2, "blocks": 8}, (1, 2)),
+}
+RATIOS = (0.17, 0.2, 0.25, 0.333, 0.41, 0.5, 0.58)
+IDS = torch.arange(8 * 16).view(8, 16) % 200
+TRAINED = [o for o in FAST if not o.startswith(("method=", "ratio=", "model."))]
+RECOVERY = [
+    f"method.stages.recovery.{setting}"
+    for setting in (
+        "text=embedded",
+        "samples=12",
+        "validation_samples=4",
+        "cutoff=16",
+        "batch_size=4",
+        "max_steps=1",
+    )
+]
+
+
+def one_step(stack: Stack, shape: Shape, protect: tuple[int, int]) -> int:
+    """What rounding may lose: a unit of every size, two where a rule rounds twice.
+
+    Heads carry their remainder from block to block; layers go whole.
+    """
+    if not stack.sizes:
+        return shape.blocks[0].parameters // 2
+    lost, heads = 0, 0
+    for option, step in options_of(stack, open_blocks(shape, protect)):
+        unit = option.per_unit * lcm(option.step, getattr(step, "round_to", 1))
+        if option.name == "heads":
+            heads = unit
+        else:
+            lost += 2 * unit
+    return lost + heads
+
+
+def options_of(stack: Stack, shape: Shape) -> list[tuple[Option, Step]]:
+    steps = [step for _, step in stack.steps if step.sized]
+    return [(option, step) for step in steps for option in step.options(shape, None)]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_plan_without_evidence_meets_the_ratio(tiny: Tiny, config: Make, method: str) -> None:
+    """Or is refused, in one sentence, before any weight is read."""
+    stack = stack_of(config, f"method={method}")
+    planned_ratios = 0
+    for sizes, protect in SHAPES.values():
+        dense = shape_of(tiny(**{"blocks": 6} | sizes))
+        asked = protect if stack.sizes else (0, 0)
+        for ratio in RATIOS:
+            try:
+                plan = plan_stack(stack, dense, Budget(ratio, protect=asked))
+            except LorapError as error:
+                assert "ratio" in str(error)  # noqa: PT017
+                continue
+            planned_ratios += 1
+            target = (1 - ratio) * dense.parameters
+            lost = abs(plan.shape(dense).parameters - target)
+            assert lost <= one_step(stack, dense, asked), (ratio, sizes)
+    assert planned_ratios > len(RATIOS)
+
+
+BLOCKWISE = [name for name in METHODS if not name.endswith("_lora") and "streamline" not in name]
+
+
+@pytest.mark.parametrize("method", BLOCKWISE)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("ratio", [0.3, 0.45])
+def test_what_is_carried_out_is_what_was_planned(
+    tiny: Tiny, config: Make, method: str, shape: str, ratio: float
+) -> None:
+    """To one rounding step, never more; and the parameters of the rebuilt model are those."""
+    sizes, protect = SHAPES[shape]
+    stack = stack_of(config, f"method={method}")
+    model = tiny(**sizes)
+    dense = shape_of(model)
+    asked = planned(stack, model, ratio, protect=protect).shape(dense).parameters
+    done = compress(model, stack, ratio, IDS, protect=protect)
+    carried = done.shape(dense).parameters
+    assert asked - one_step(stack, dense, protect) <= carried <= asked
+    assert count_parameters(rebuilt(model, done))["decoder"] == carried
+
+
+@pytest.mark.parametrize("allocation", ["spectrum", "uniform"])
+@pytest.mark.parametrize("protect", [(0, 0), (1, 0)])
+def test_ranks_by_spectrum_keep_the_number(
+    tiny: Tiny, config: Make, allocation: str, protect: tuple[int, int]
+) -> None:
+    stack = stack_of(config, "method=svd_all", f"method.stages.all.allocation={allocation}")
+    model = tiny(blocks=3)
+    dense = shape_of(model)
+    asked = planned(stack, model, 0.35, protect=protect).shape(dense)
+    done = compress(model, stack, 0.35, IDS, protect=protect).shape(dense)
+    for one, other in zip(done.blocks, asked.blocks, strict=True):
+        step = max(m.out_features + m.in_features for m in one.matrices.values())
+        assert other.parameters - step <= one.parameters <= other.parameters
+    assert (done == asked) == (allocation == "uniform")
+
+
+@pytest.mark.parametrize("method", sorted(set(METHODS) - set(BLOCKWISE)))
+def test_a_job_ends_with_the_parameters_of_its_plan(
+    tmp_path: Path, config: Make, method: str
+) -> None:
+    removes, recovers = "streamline" in method, method.endswith("_lora")
+    few = [*(TRAINED if removes else []), *(RECOVERY if recovers else [])]
+    cfg = config(f"method={method}", "ratio=0.4", *few, "evaluation=perplexity")
+    result = pipeline.run(cfg, tmp_path)
+    dense = Shape(result.shapes)
+    assert result.parameters["compressed"]["decoder"] == result.planned.parameters
+    asked = plan_stack(stack_of(config, f"method={method}", *few), dense, Budget(0.4))
+    assert asked.shape(dense).parameters == result.planned.parameters
