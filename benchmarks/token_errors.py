@@ -6,11 +6,11 @@ squared error with nothing in place of the span.
 """
 
 import torch
+from lorap_exp.planning.plan import Removal
 
 from benchmarks.cost import configuration, sample
 from lorap_exp.methods.streamline.networks import front_of
 from lorap_exp.models.loading import load_config, load_model
-from lorap_exp.planning.plan import Removal
 
 LAYERS, WINDOWS, LENGTH = range(10, 19), 16, 256
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lorap_exp.methods.stage import build_stack
 
 from benchmarks.cost import configuration, sample
 from lorap_exp.methods.streamline.removal import LayerRemoval
-from lorap_exp.methods.stage import build_stack
 from lorap_exp.models.families import blocks_of
 from lorap_exp.models.loading import load_config, load_model
 from lorap_exp.planning.spans import divide

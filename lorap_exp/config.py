@@ -1,14 +1,26 @@
 """The schema of an experiment: every key, type and range, checked before any weight is read.
 
 Hydra composes `conf/`; `validate` turns the result into one frozen `Config`. Defaults of choices
-are written in `conf/`, not here.
+are written in `conf/`, not here. A field marked `Bookkeeping` changes no number: it is left out of
+a job's folder name, of its identity and of the table's columns.
 """
 
+import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from lorap_exp.errors import LorapError
 
@@ -23,6 +35,18 @@ PublishedName = Literal[
 
 
 Scalar = str | int | float | None
+SEEDS = 2**32
+"""Seeds are below it: every random generator takes them."""
+LARGEST = 2**63 - 1
+"""Whole numbers are at most this: what a file and every library can hold."""
+
+
+class Bookkeeping:
+    """Marks a field that changes no number: where results lie, how they are logged or computed."""
+
+
+BOOKKEEPING = Bookkeeping()
+Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
 
 
 def _ratio(value: float) -> float:
@@ -31,10 +55,54 @@ def _ratio(value: float) -> float:
     return value
 
 
+def plain_name(value: str) -> str:
+    """A name that leads into no other folder."""
+    if not value or value != value.strip() or value in (".", "..") or _UNSAFE.search(value):
+        raise ValueError("must be a folder's name of visible characters, without / and \\")
+    return value
+
+
+_UNSAFE = re.compile(r"[/\\\x00-\x1f\x7f]")
+
+
+def folder_path(value: str) -> str:
+    """A path that is one."""
+    if not value.strip() or "\0" in value:
+        raise ValueError("must be a folder")
+    return value
+
+
+FolderPath = Annotated[str, AfterValidator(folder_path)]
+
+
+def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value below a mapping by its dotted name; a list counts, and each of its items."""
+    for key, value in node.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{name}.")
+        else:
+            yield name, value
+            if isinstance(value, list):
+                yield from _leaves({str(at): item for at, item in enumerate(value)}, f"{name}.")
+
+
 class Section(BaseModel):
     """A part of the configuration: unknown keys are errors, values never change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _plain(cls, value: Any, info: ValidationInfo) -> Any:
+        """Neither true for 1, nor a whole number that no library holds."""
+        if isinstance(value, bool):
+            kind = cls.model_fields[info.field_name or ""].annotation
+            if kind is not bool:
+                raise ValueError("must not be true or false")
+        elif isinstance(value, int) and abs(value) > LARGEST:
+            raise ValueError(f"must lie in [-{LARGEST}, {LARGEST}]")
+        return value
 
 
 class WheelConfig(Section):
@@ -53,11 +121,24 @@ class RandomModelConfig(Section):
     """Sizes of a randomly initialised model for tests."""
 
     family: str
-    blocks: Annotated[int, Field(ge=1)]
+    blocks: Annotated[int, Field(ge=1, le=1000)]
     hidden_size: Annotated[int, Field(ge=2)]
     intermediate_size: Annotated[int, Field(ge=2)]
     heads: Annotated[int, Field(ge=1)]
     kv_heads: Annotated[int, Field(ge=1)]
+
+    @model_validator(mode="after")
+    def _divisible(self) -> "RandomModelConfig":
+        if self.hidden_size % (2 * self.heads):
+            raise ValueError(
+                f"hidden_size must be a multiple of 2 x heads ({2 * self.heads}), "
+                f"got {self.hidden_size}"
+            )
+        if self.heads % self.kv_heads:
+            raise ValueError(
+                f"heads must be a multiple of kv_heads ({self.kv_heads}), got {self.heads}"
+            )
+        return self
 
 
 class ModelConfig(Section):
@@ -81,10 +162,12 @@ class AllocationConfig(Section):
 
     knapsack: least measured damage, each option keeping at least `floor` of the common share.
     layer_shares: each layer its own ratio, softmax(-importance / `temperature`), at most `cap`.
+    proportions: `factors` times the ratio for some matrices or spaces, the others take the rest.
     uniform: the same share everywhere. Sizes are multiples of `round_to`.
     """
 
-    rule: Literal["knapsack", "layer_shares", "uniform"]
+    rule: Literal["knapsack", "layer_shares", "proportions", "uniform"]
+    factors: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = {}
     round_to: Annotated[int, Field(ge=1)] = 1
     floor: Annotated[float, Field(ge=0, le=1)] = 0.0
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.2
@@ -103,6 +186,21 @@ class MethodConfig(Section):
     stages: dict[str, dict[str, Any] | None]
     allocation: AllocationConfig | None = None
 
+    @field_validator("stages")
+    @classmethod
+    def _sane(cls, stages: dict[str, Any]) -> dict[str, Any]:
+        """What no stage can use, whatever its class is; its own checks follow."""
+        for name, value in _leaves(stages):
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{name} must be a finite number, got {value}")
+            if isinstance(value, int) and abs(value) > LARGEST:
+                raise ValueError(f"{name} must lie in [-{LARGEST}, {LARGEST}], got {value}")
+            if name.endswith(".seed") and isinstance(value, int) and not 0 <= value < SEEDS:
+                raise ValueError(f"{name} must lie in [0, {SEEDS}), got {value}")
+            if isinstance(value, list) and not value:
+                raise ValueError(f"{name} must have at least one entry, got []")
+        return stages
+
 
 class CalibrationConfig(Section):
     """Windows of text on which statistics are taken."""
@@ -114,7 +212,7 @@ class CalibrationConfig(Section):
     separator: Literal["line", "blank_line", "file"]
     samples: Annotated[int, Field(ge=1)]
     length: Annotated[int, Field(ge=2)]
-    seed: int
+    seed: Seed
     batch_size: Annotated[int, Field(ge=1)]
     propagation: Literal["compressed", "original"]
     order: Literal["block", "group"]
@@ -162,12 +260,20 @@ class EvaluationConfig(Section):
     zero_shot: ZeroShotConfig | None
     generation: GenerationConfig | None
 
+    @model_validator(mode="after")
+    def _something(self) -> "EvaluationConfig":
+        if self.perplexity is None and self.zero_shot is None and self.generation is None:
+            raise ValueError(
+                "perplexity, zero_shot and generation must not all be null: one must be scored"
+            )
+        return self
+
 
 class DataConfig(Section):
     """The source of every text and question."""
 
     source: Literal["hub", "local", "embedded"]
-    folder: str | None
+    folder: Annotated[str | None, BOOKKEEPING]
 
     @model_validator(mode="after")
     def _folder_when_local(self) -> "DataConfig":
@@ -179,7 +285,7 @@ class DataConfig(Section):
 class StoreConfig(Section):
     """What jobs share: where it lies and how large it may become."""
 
-    folder: str
+    folder: FolderPath
     limit_gib: Annotated[float, Field(ge=0)]
 
 
@@ -205,36 +311,55 @@ class AnalysisConfig(Section):
 class Config(Section):
     """One experiment."""
 
-    name: str
+    name: Annotated[str, AfterValidator(plain_name), BOOKKEEPING]
     ratio: Annotated[float, AfterValidator(_ratio)]
     ratio_of: Literal["decoder", "model"]
-    seed: int
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+    seed: Seed
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$"), BOOKKEEPING]
     dtype: Literal["float32", "bfloat16", "float16"]
-    output_root: str
-    store: StoreConfig
+    output_root: Annotated[FolderPath, BOOKKEEPING]
+    store: Annotated[StoreConfig, BOOKKEEPING]
     export: Literal["factored", "dense"]
-    keep_model: bool
-    published: PublishedName | None
+    keep_model: Annotated[bool, BOOKKEEPING]
+    published: Annotated[PublishedName | None, BOOKKEEPING]
     analysis: AnalysisConfig | None
     model: ModelConfig
     method: MethodConfig
     calibration: CalibrationConfig
     evaluation: EvaluationConfig
     data: DataConfig
-    logging: LoggingConfig
+    logging: Annotated[LoggingConfig, BOOKKEEPING]
 
     def dump(self) -> dict[str, Any]:
         """Plain values, as written to disk."""
         return self.model_dump(mode="json")
 
 
+def bookkeeping(section: type[BaseModel] = Config, prefix: str = "") -> list[str]:
+    """Dotted names of the fields that change no number; a section stands before its fields."""
+    found = []
+    for name, field in section.model_fields.items():
+        kind: Any = field.annotation
+        inner = kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+        if BOOKKEEPING in field.metadata:
+            found.append(f"{prefix}{name}")
+            found += [f"{prefix}{name}.{key}" for key in (inner.model_fields if inner else ())]
+        elif inner is not None:
+            found += bookkeeping(inner, f"{prefix}{name}.")
+    return found
+
+
 def identity(dumped: Mapping[str, Any]) -> dict[str, Any]:
-    """The part that decides the numbers: not where results are written or logged."""
+    """The part that decides the numbers: without `Bookkeeping`."""
+    return without(dumped, bookkeeping())
+
+
+def without(dumped: Mapping[str, Any], names: Sequence[str], prefix: str = "") -> dict[str, Any]:
+    """A nested dictionary without the dotted names."""
     return {
-        k: v
-        for k, v in dumped.items()
-        if k not in ("name", "output_root", "store", "keep_model", "published", "logging")
+        key: without(value, names, f"{prefix}{key}.") if isinstance(value, Mapping) else value
+        for key, value in dumped.items()
+        if f"{prefix}{key}" not in names
     }
 
 
@@ -247,32 +372,71 @@ def validate(raw: Mapping[str, Any]) -> Config:
 
 
 def explain(error: ValidationError, prefix: str = "") -> str:
-    """One sentence for each wrong field: its key, what is allowed, and the value given."""
-    sentences = []
+    """One sentence for each wrong field: its key, what is allowed, and the value given.
+
+    What a union says about each of its members is said once.
+    """
+    fields: dict[str, list[Mapping[str, Any]]] = {}
     for problem in error.errors():
-        parts = [prefix, *(str(p) for p in problem["loc"] if p not in ("str", "int", "float"))]
-        key = ".".join(part for part in parts if part)
-        if problem["type"] == "value_error" and not isinstance(problem["input"], Scalar):
-            sentences.append(".".join(filter(None, (key, str(problem["ctx"]["error"])))))
-            continue
-        missing = problem["type"] in ("missing", "missing_argument")
-        given = "" if missing else f", got {problem['input']!r}"
-        sentences.append(f"{key} {_rule(problem)}{given}")
-    return "; ".join(sentences)
+        parts = [prefix, *(str(part) for part in problem["loc"] if not _is_type(part))]
+        fields.setdefault(".".join(part for part in parts if part), []).append(problem)
+    inner = [key for key in fields if not any(name.startswith(f"{key}.") for name in fields)]
+    return "; ".join(_sentence(key, fields[key]) for key in inner)
+
+
+TYPES = ("str", "int", "float", "bool", "none", "list", "tuple", "dict", "literal", "function")
+
+
+def _is_type(part: int | str) -> bool:
+    """Whether a part of a location is the member of a union, not a field."""
+    return re.split(r"[\[-]", str(part))[0] in (*TYPES, "constrained", "nullable", "is", "lax")
+
+
+def _sentence(key: str, problems: Sequence[Mapping[str, Any]]) -> str:
+    literals = [p["ctx"]["expected"] for p in problems if p["type"] == "literal_error"]
+    problem = problems[0]
+    given = shown(problem["input"])
+    if len(literals) == len(problems):
+        allowed = ", ".join(part for text in literals for part in re.split(r", | or ", text))
+        return f"{key} must be one of {allowed}, got {given}"
+    if problem["type"] == "value_error" and not isinstance(problem["input"], Scalar):
+        return ".".join(filter(None, (key, str(problem["ctx"]["error"]))))
+    missing = problem["type"] in ("missing", "missing_argument")
+    return f"{key} {_rule(problem)}" + ("" if missing else f", got {given}")
+
+
+def shown(value: Any) -> str:
+    """A value as people write it in a configuration."""
+    plain = value is None or isinstance(value, bool)
+    return json.dumps(value) if plain else repr(value)
+
+
+RULES = {
+    "extra_forbidden": "is not a setting (misspelled?)",
+    "unexpected_keyword_argument": "is not a setting (misspelled?)",
+    "missing": "must be set",
+    "missing_argument": "must be set",
+    "string_pattern_mismatch": "must be auto, cpu, cuda or cuda:N",
+    "finite_number": "must be a finite number",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "int_type": "must be a whole number",
+    "float_parsing": "must be a number",
+    "float_type": "must be a number",
+    "string_type": "must be text",
+    "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
+    "tuple_type": "must be a list",
+    "dict_type": "must be a section of settings",
+    "model_type": "must be a section of settings",
+    "model_attributes_type": "must be a section of settings",
+}
+"""What is allowed, by pydantic's type of error; its own words for the others."""
 
 
 def _rule(problem: Mapping[str, Any]) -> str:
-    context = problem.get("ctx", {})
-    match problem["type"]:
-        case "extra_forbidden" | "unexpected_keyword_argument":
-            return "is not a setting (misspelled?)"
-        case "missing" | "missing_argument":
-            return "must be set"
-        case "literal_error":
-            return f"must be one of {context['expected']}"
-        case "string_pattern_mismatch":
-            return "must be auto, cpu, cuda or cuda:N"
-        case "value_error":
-            return str(context["error"])
-        case _:
-            return problem["msg"].replace("Input should be", "must be")
+    if problem["type"] == "value_error":
+        return str(problem["ctx"]["error"])
+    if problem["type"] == "too_short":
+        return f"must have at least {problem['ctx']['min_length']} item(s)"
+    return RULES.get(problem["type"]) or problem["msg"].replace("Input should be", "must be")

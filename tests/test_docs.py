@@ -16,7 +16,7 @@ from lorap_exp.commands.catalogue import catalogue, conf_folder, experiments_pag
 from lorap_exp.commands.report import show
 from lorap_exp.commands.subcommands import COMMANDS, parser, run
 from lorap_exp.config import Config, validate
-from lorap_exp.methods.stage import build_stack
+from lorap_exp.methods.contract import build_stack
 from tests.conftest import REPOSITORY, TINY, compose
 
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
@@ -58,7 +58,7 @@ def test_a_documented_command_composes(page: str, command: str) -> None:
     for group, extra in NEEDED.items():
         config = first_job([*overrides, *extra]) if group in overrides else config
     stack = build_stack(config.method)
-    assert stack.stages or stack.removal or config.ratio == 0
+    assert stack.steps or config.ratio == 0
 
 
 @pytest.mark.slow

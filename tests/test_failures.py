@@ -17,7 +17,8 @@ from lorap_exp.config import Config
 from lorap_exp.errors import LorapError
 from lorap_exp.reporting.sweep import collect
 from lorap_exp.workspace import files, job
-from lorap_exp.workspace.job import describe_state, open_job, read_status
+from lorap_exp.workspace.job import open_job
+from lorap_exp.workspace.state import describe_state, read_status
 
 Make = Callable[..., Config]
 QUIET = ["model=tiny", "data=embedded", "calibration=embedded", "logging=disabled"]
@@ -148,7 +149,7 @@ def test_killed_five_times_a_sweep_ends_with_the_same_table(
         return (tmp_path / folder / "s" / "report.csv").read_text()
 
     def finished() -> dict[Path, int]:
-        names = ("result.json", "compression.json", "scores/*.json")
+        names = ("result.json", "group_*.json", "scores/*.json")
         found = [path for name in names for path in tmp_path.glob(f"cut/s/*/{name}")]
         return {path: path.stat().st_mtime_ns for path in found}
 

@@ -21,12 +21,12 @@ from lorap_exp.commands.main import forget_locals
 from lorap_exp.config import Config
 from lorap_exp.errors import LorapError
 from lorap_exp.evaluation import suite, zero_shot
-from lorap_exp.models.families import family_of, module_shapes, shapes_of
-from lorap_exp.models.loading import load_config, meta_model
-from lorap_exp.planning.plan import Plan
+from lorap_exp.models.layout import settings_of
+from lorap_exp.models.loading import load_config
+from lorap_exp.planning.edits import Plan
 from lorap_exp.reporting.result import Result
 from lorap_exp.steps import compress as compression
-from lorap_exp.workspace.job import find_twin
+from lorap_exp.workspace.state import find_twin
 
 Make = Callable[..., Config]
 
@@ -48,9 +48,10 @@ def test_a_job_leaves_everything(tmp_path: Path, config: Make) -> None:
     model = lorap_exp.load(tmp_path / "model")
     total = sum(parameter.numel() for parameter in model.parameters())
     assert raw["parameters"]["compressed"]["total"] == total
-    plan = Plan.from_json((tmp_path / "plan.json").read_text())
-    shapes = shapes_of(meta_model(load_config(cfg.model)))
-    assert model.config.compressed_modules == module_shapes(plan, shapes, family_of("llama"))
+    plan = Plan.from_dict(json.loads((tmp_path / "plan.json").read_text()))
+    assert plan == result.plan and not plan.is_dense
+    settings = settings_of(plan, load_config(cfg.model))
+    assert model.config.compressed_modules == settings["compressed_modules"]
 
 
 @pytest.mark.parametrize("method", ["lorap", "svd", "svd_all", "dense"])
@@ -191,7 +192,7 @@ def test_killed_and_restarted(tmp_path: Path) -> None:
     assert not (job / "result.json").exists()
     kept = {
         path: path.stat().st_mtime_ns
-        for path in [*job.glob("scores/*.json"), *job.glob("model/*"), job / "compression.json"]
+        for path in [*job.glob("scores/*.json"), *job.glob("model/*"), *job.glob("group_*.json")]
     }
     assert len(kept) > 5
     subprocess.run(command, check=True, capture_output=True)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lorap_exp.calibration.probes import Probe, from_tensors, to_tensors
+from lorap_exp.calibration.statistics import STATISTICS
 from lorap_exp.errors import LorapError
 from lorap_exp.workspace.store import Store
 
@@ -22,7 +23,8 @@ SAME_INPUT = {"k": "q", "v": "q", "gate": "up"}
 
 def canonical(probe: Probe) -> Probe:
     """The one probe of those that measure the same activations."""
-    if probe.grad or probe.at not in SAME_INPUT:
+    own_output = probe.grad or STATISTICS[probe.what].target
+    if own_output or probe.at not in SAME_INPUT:
         return probe
     return replace(probe, at=SAME_INPUT[probe.at])
 

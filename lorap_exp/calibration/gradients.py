@@ -34,7 +34,7 @@ def gradient_walk(
     blocks = source.blocks
     streams = [open_stream(source, ids, how.batch_size, how.place)]
     for position, block in enumerate(blocks):
-        with source.opened(block, rewrite=False), torch.no_grad():
+        with source.opened(block, rewrite=False, original=True), torch.no_grad():
             streams.append(run_batches(block.module, position, streams[-1]))
     batches = [batch.to(source.device) for batch in ids.split(how.batch_size)]
     final = streams.pop()
@@ -45,7 +45,7 @@ def gradient_walk(
     for position in reversed(range(len(blocks))):
         block, stream = blocks[position], streams.pop()
         accumulators = {probe: probe.accumulator() for probe in probes}
-        with source.opened(block, rewrite=False):
+        with source.opened(block, rewrite=False, original=True):
             after = after.following(
                 backward(block, position, stream, after, number, accumulators=accumulators)
                 for number in range(len(stream))

@@ -38,20 +38,27 @@ def measure(
         sequences: number of calibration sequences.
         beside: inputs of the original block where a probe asks for it; `stream` itself when they
             are the same.
-        original: the untouched block; None while `block` still is.
+        original: the untouched block, run beside the present one; None while `block` is untouched.
         keep: whether the outputs are wanted.
 
     Returns:
-        The values, the outputs, and those of the original block; None for what is not kept.
+        The values, the outputs, and those of the original block while it is untouched; None for
+        what is not kept.
 
     Raises:
         LorapError: an activation that is not finite.
     """
     accumulators = {probe: probe.accumulator() for probe in probes}
-    places = {probe.at for probe in probes}
-    targets = {probe.beside for probe in probes if probe.of != "current"}
-    apart = beside is not None and beside is not stream
-    originals: list[Tensor] = []
+    pairs = [probe for probe in probes if probe.of != "current"]
+    places = {probe.at for probe in probes} | {probe.beside for probe in pairs if probe.now}
+    targets = {probe.beside for probe in pairs if not probe.now}
+    apart = beside is not None and (beside is not stream or original is not None)
+    originals = None
+    if apart and original is None:
+        assert beside is not None
+        originals = beside.following(())
+    if not probes and not keep and originals is None:
+        return {}, None, None
 
     def batches() -> Iterator[Tensor]:
         for number in range(len(stream)):
@@ -65,7 +72,9 @@ def measure(
                 other = {}
                 module = original if original is not None else block.module
                 with observing(block, module, targets, other):
-                    originals.append(run_layer(module, beside[number], call))
+                    output = run_layer(module, beside[number], call)
+                if originals is not None:
+                    originals.append(output)
             for probe, statistic in accumulators.items():
                 _update(probe, statistic, current, other)
             yield after
@@ -77,12 +86,13 @@ def measure(
         for _ in batches():
             pass
     values = {p: _checked(block, p, s.value(sequences)) for p, s in accumulators.items()}
-    return values, following, beside.following(originals) if apart and beside else None
+    return values, following, originals
 
 
 def _update(probe: Probe, statistic: Statistic, current: Seen, original: Seen) -> None:
     if probe.of == "both":
-        statistic.update(current[probe.at], original[probe.beside])
+        beside = current if probe.now else original
+        statistic.update(current[probe.at], beside[probe.beside])
     else:
         statistic.update((current if probe.of == "current" else original)[probe.at])
 
@@ -121,7 +131,7 @@ def place_in(block: Block, module: nn.Module, place: str) -> nn.Module:
     if place.partition(":")[0] == "residual":
         return module
     if place == "middle":
-        return block.norms_of(module)[1]
+        return module.get_submodule(block.family.norms[1])
     return module.get_submodule(block.family.matrices[place.partition(":")[0]])
 
 

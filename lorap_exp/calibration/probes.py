@@ -17,6 +17,9 @@ class Probe:
         at: a matrix by its name (its input), "q:out" (its output), "residual" (the hidden states
             that enter the block), "residual:out" (those that leave it) or "middle" (those that
             enter the norm before the MLP).
+        to: where the second of two activations is observed: "down:out" in the original block,
+            "down:now" at the output of the block as it is; by default at the same place, or at the
+            output of the matrix.
         what: name of the statistic (see `statistics.STATISTICS`).
         of: whose activations: those of the model as it is now, of the untouched original, or both
             side by side.
@@ -26,6 +29,7 @@ class Probe:
     at: str
     what: str
     of: Literal["current", "dense", "both"] = "current"
+    to: str = ""
 
     @property
     def grad(self) -> bool:
@@ -43,7 +47,14 @@ class Probe:
     @property
     def beside(self) -> str:
         """Where the original model is observed: at the same place, or at the matrix's output."""
+        if self.to:
+            return self.to.replace(":now", ":out")
         return f"{self.matrix}:out" if STATISTICS[self.what].target else self.at
+
+    @property
+    def now(self) -> bool:
+        """Both activations are those of the block as it is."""
+        return self.to.endswith(":now")
 
     def accumulator(self) -> Statistic:
         return STATISTICS[self.what]()

@@ -13,9 +13,13 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lorap_exp.config import CalibrationConfig
+from lorap_exp.data import files
 from lorap_exp.data.embedded import Embedded
 from lorap_exp.data.source import DataSource
 from lorap_exp.errors import LorapError
+
+SPECIAL = 2
+"""Tokens that a tokenizer may put around a document."""
 
 
 def read_documents(calibration: CalibrationConfig, data: DataSource) -> list[str]:
@@ -40,15 +44,13 @@ def read_text(text: str, split: str, data: DataSource, setting: str) -> list[str
 
 
 def _split_file(name: str, separator: str) -> list[str]:
-    path = Path(name).expanduser()
-    if not path.is_file():
-        raise LorapError(f"calibration.files must name existing text files, got '{name}'")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise LorapError(f"calibration.files must be UTF-8 text, got '{name}'") from error
+    """Documents of a file: its rows, or its parts between separators."""
+    found = files.read_documents(Path(name).expanduser(), "calibration.files")
+    if not isinstance(found, str):
+        return found
     if separator == "file":
-        return [text]
+        return [found]
+    text = found.replace("\r\n", "\n")
     return [part for part in text.split("\n" if separator == "line" else "\n\n") if part.strip()]
 
 
@@ -76,7 +78,9 @@ def sample_windows(
     windows: list[list[int]] = []
     special, begin = bos is None, [] if bos is None else [bos]
     length -= len(begin)
-    while len(windows) < samples and usable:
+    most = sum(len(documents[i].encode()) + SPECIAL for i in usable)  # a token has a byte or more
+    drawn = samples if samples * length <= most else 0  # else what there is is counted, and refused
+    while len(windows) < drawn and usable:
         index = generator.choice(usable)
         if index not in tokens:
             tokens[index] = tokenizer(documents[index], verbose=False, add_special_tokens=special)[

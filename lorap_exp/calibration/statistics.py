@@ -161,13 +161,14 @@ class CrossMoment(_Sum):
 class TargetMoments:
     """Per token, x the current input and y the original output of a matrix, float64.
 
-    E[x x^T] (I, I), E[y x^T] (O, I), E[x] (I,), E[y] (O,).
+    E[x x^T] (I, I), E[y x^T] (O, I), E[x] (I,), E[y] (O,), E[y^2] (O,).
     """
 
     second: Tensor
     cross: Tensor
     mean: Tensor
     target: Tensor
+    square: Tensor
 
 
 class TargetMoment(_Sum):
@@ -178,22 +179,22 @@ class TargetMoment(_Sum):
     def __init__(self) -> None:
         super().__init__()
         self.cross: Tensor | None = None
-        self.sums: tuple[Tensor, Tensor] | None = None
+        self.sums: tuple[Tensor, ...] | None = None
 
     def update(self, x_TI: Tensor, other_TO: Tensor | None = None) -> None:
         assert other_TO is not None, "a target moment is of both streams"
         x, y = x_TI.float(), other_TO.float()
         cross = (y.mT @ x).double()
         self.cross = cross if self.cross is None else self.cross + cross
-        sums = (x.sum(0).double(), y.sum(0).double())
-        before = self.sums or (torch.zeros_like(sums[0]), torch.zeros_like(sums[1]))
-        self.sums = (before[0] + sums[0], before[1] + sums[1])
+        sums = (x.sum(0).double(), y.sum(0).double(), y.double().square().sum(0))
+        before = self.sums or tuple(map(torch.zeros_like, sums))
+        self.sums = tuple(old + new for old, new in zip(before, sums, strict=True))
         self.add((x.mT @ x).double(), len(x))
 
     def value(self, sequences: int) -> TargetMoments:
         assert self.cross is not None and self.sums is not None
         n = self.tokens
-        return TargetMoments(self.seen / n, self.cross / n, self.sums[0] / n, self.sums[1] / n)
+        return TargetMoments(self.seen / n, self.cross / n, *(total / n for total in self.sums))
 
     @staticmethod
     def restore(tensors: Mapping[str, Tensor]) -> TargetMoments:

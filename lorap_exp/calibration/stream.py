@@ -38,7 +38,11 @@ class Stream:
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._batches: list[Tensor] = []
         for batch in states:
-            self._batches.append(self._put(batch))
+            self.append(batch)
+
+    def append(self, batch: Tensor) -> None:
+        """The hidden states of one more batch."""
+        self._batches.append(self._put(batch))
 
     def _put(self, batch: Tensor) -> Tensor:
         if self.place == "device":

@@ -117,7 +117,7 @@ def _pass(
     gradients = {probe for probe in probes if probe.grad}
     found: dict[int, dict[Probe, Any]] = {block.index: {} for block in source.blocks}
     if plain:
-        original = Walk(how.batch_size, "original", "block", how.place)
+        original = Walk(how.batch_size, "original", "block", how.place, rewrite=False)
         blocks = walk(source, ids, [Visit((), plain)], original)
         shown = bars("survey", "block")
         for block, _, evidence in shown(blocks):

@@ -17,7 +17,7 @@ from torch import Tensor
 from lorap_exp.calibration.evidence import Evidence, Sharing, canonical
 from lorap_exp.calibration.observe import measure, run_batches
 from lorap_exp.calibration.probes import Probe
-from lorap_exp.calibration.stream import Place, open_stream
+from lorap_exp.calibration.stream import Place, Stream, open_stream
 from lorap_exp.models.families import Block
 from lorap_exp.models.source import Source
 
@@ -42,12 +42,14 @@ class Walk:
         order: "block" measures everything before the block is rewritten, as LoRAP does; "group"
             measures the probes of each visit behind what the visits before it rewrote.
         place: where hidden states are kept.
+        rewrite: the caller may rewrite blocks; otherwise they are only looked at.
     """
 
     batch_size: int
     propagation: str = "compressed"
     order: str = "block"
     place: Place = "device"
+    rewrite: bool = True
 
 
 @torch.no_grad()
@@ -77,48 +79,112 @@ def walk(
     if known is not None or not probes:
         for block in source.blocks:
             found = known[block.index] if known is not None else None
+            if source.finished(block):
+                continue
             with source.opened(block):
                 for visit in visits:
                     yield block, visit, found or Evidence({}, block.index, sharing)
         return
-    stream = open_stream(source, ids, how.batch_size, how.place)
-    both = any(probe.of != "current" for probe in probes)
-    beside = stream if both else None
-    follow = how.propagation == "compressed"
-    again = how.order == "group" or any(visit.behind for visit in visits)
-    first = {canonical(p) for v in visits for p in v.probes if not v.behind}
+    streams = Streams(source, ids, visits, how, sharing)
     for position, block in enumerate(source.blocks):
-        last = position == len(source.blocks) - 1
-        original = position == 0 or not follow
-        with source.opened(block):
-            untouched = copy.deepcopy(block.module) if both and again else None
-            following, following_beside = None, None
-            evidence = Evidence({}, block.index, sharing, original)
+        if how.rewrite and source.finished(block):
+            streams.pass_by(block, position)
+            continue
+        with source.opened(block, rewrite=how.rewrite, original=not how.rewrite):
+            streams.enter(block, position)
             for number, visit in enumerate(visits):
-                fresh = visit.behind or how.order == "group"
-                if number == 0 or fresh:
-                    wanted = {*map(canonical, visit.probes)} if fresh else first
-                    wanted = {probe for probe in wanted if block.has(probe.matrix)}
-                    values, after, after_beside = measure(
-                        block,
-                        position,
-                        stream,
-                        wanted,
-                        sequences=len(ids),
-                        beside=beside,
-                        original=untouched,
-                        keep=number == 0 and not last and (not follow or beside is stream),
-                    )
-                    if number == 0:
-                        following, following_beside = after, after_beside
-                    evidence = Evidence(values, block.index, sharing, original and number == 0)
-                yield block, visit, evidence
-            if last:
-                return
-            if follow:
-                beside = following_beside or (following if both else None)
-                stream = run_batches(block.module, position, stream)
-            else:
-                assert following is not None
-                stream = following
-                beside = stream if both else None
+                yield block, visit, streams.evidence(number, visit)
+            streams.leave()
+
+
+class Streams:
+    """The inputs of a block: what it gets now and, where a probe asks, what it got originally."""
+
+    def __init__(
+        self,
+        source: Source,
+        ids: Tensor,
+        visits: Sequence[Visit],
+        how: Walk,
+        sharing: Sharing | None,
+    ) -> None:
+        self._source, self._how, self._sharing = source, how, sharing
+        self._sequences, self._last = len(ids), len(source.blocks) - 1
+        probes = [probe for visit in visits for probe in visit.probes]
+        self._both = any(probe.of != "current" for probe in probes)
+        self._again = how.order == "group" or any(visit.behind for visit in visits)
+        self._first = {canonical(p) for v in visits for p in v.probes if not v.behind}
+        self._follow = how.propagation == "compressed"
+        self._now = open_stream(source, ids, how.batch_size, how.place)
+        self._before = self._now if self._both else None
+
+    def enter(self, block: Block, position: int) -> None:
+        """Begin a block that is still untouched."""
+        self._block, self._position = block, position
+        self._untouched = copy.deepcopy(block.module) if self._both and self._again else None
+        self._after: Stream | None = None
+        self._after_before: Stream | None = None
+        self._shared = Evidence({}, block.index, self._sharing, self._is_original)
+
+    @property
+    def _is_original(self) -> bool:
+        return self._position == 0 or not self._follow
+
+    def evidence(self, number: int, visit: Visit) -> Evidence:
+        """What is known before a visit: measured for the whole block, or anew for this visit."""
+        fresh = visit.behind or self._how.order == "group"
+        if number > 0 and not fresh:
+            return self._shared
+        wanted = {*map(canonical, visit.probes)} if fresh else set()
+        if number == 0 and self._how.order == "block":
+            wanted |= self._first
+        begins = number == 0
+        values, after, after_before = measure(
+            self._block,
+            self._position,
+            self._now,
+            {probe for probe in wanted if self._block.has(probe.matrix)},
+            sequences=self._sequences,
+            beside=self._before,
+            original=None if begins else self._untouched,
+            keep=begins and self._keeps,
+        )
+        found = Evidence(values, self._block.index, self._sharing, self._is_original and begins)
+        if begins:
+            self._after, self._after_before, self._shared = after, after_before, found
+        return found
+
+    @property
+    def _keeps(self) -> bool:
+        """Outputs of the untouched block on its present inputs are wanted."""
+        same = self._before is self._now
+        return self._position < self._last and (not self._follow or same)
+
+    def leave(self) -> None:
+        """Go on to the next block."""
+        if self._position == self._last:
+            return
+        if self._follow:
+            self._before = self._after_before or (self._after if self._both else None)
+            self._after = None
+            self._now = run_batches(self._block.module, self._position, self._now)
+        else:
+            assert self._after is not None
+            self._now = self._after
+            self._before = self._now if self._both else None
+
+    def pass_by(self, block: Block, position: int) -> None:
+        """Go on past a block that was rewritten before the process was killed."""
+        if position == self._last:
+            return
+        original = None
+        if self._both or not self._follow:
+            with self._source.opened(block, rewrite=False, original=True):
+                original = run_batches(block.module, position, self._before or self._now)
+        if self._follow:
+            with self._source.opened(block, rewrite=False):
+                self._now = run_batches(block.module, position, self._now)
+            self._before = original if self._both else None
+        else:
+            assert original is not None
+            self._now, self._before = original, original if self._both else None

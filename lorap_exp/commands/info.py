@@ -5,12 +5,12 @@ from collections import Counter
 from pathlib import Path
 
 from safetensors import safe_open
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from lorap_exp.errors import LorapError
-from lorap_exp.models.checkpoint import count_parameters, part_of, register
-from lorap_exp.models.families import Family, family_of
-from lorap_exp.models.loading import meta_model
+from lorap_exp.models.checkpoint import count_parameters, load_config, part_of
+from lorap_exp.models.families import family_of, meta_model
+from lorap_exp.models.structure import Family
 
 WIDTH = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
 """Bytes of a value by the safetensors name of its type."""
@@ -26,10 +26,12 @@ def describe(folder: Path) -> str:
         folder = folder / "model"
     if not (folder / "config.json").is_file():
         raise LorapError(f"a model's folder holds config.json, got '{folder}'")
-    register()
-    config = AutoConfig.from_pretrained(folder)
-    family = family_of(config.model_type.removeprefix("compressed_"))
-    lines = [f"{folder}: {config.architectures[0]}, {config.num_hidden_layers} layers", ""]
+    config = load_config(folder)
+    family = family_of(config)
+    lines = [
+        f"{folder}: {(config.architectures or ['?'])[0]}, {config.num_hidden_layers} layers",
+        "",
+    ]
     lines += _layers(config, family)
     counts, sizes = count_parameters(meta_model(config)), _bytes(folder, family)
     lines += ["", f"{'part':<12} {'parameters':>15} {'bytes':>15}"]

@@ -17,13 +17,14 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from lorap_exp.commands import subcommands
 from lorap_exp.commands.catalogue import ORDER, catalogue, conf_folder
+from lorap_exp.commands.failures import sentence
+from lorap_exp.commands.overrides import prepared
 from lorap_exp.commands.sweep import close_sweep
-from lorap_exp.config import Config, validate
-from lorap_exp.errors import Busy, LorapError
+from lorap_exp.config import Config, folder_path, plain_name, shown, validate
+from lorap_exp.errors import Busy, LorapError, one_line
 
 OmegaConf.register_new_resolver(
     "basename", lambda path: Path(str(path)).name or str(path), replace=True
@@ -33,6 +34,23 @@ OmegaConf.register_new_resolver(
 OmegaConf.register_new_resolver(
     "under", lambda folder, path: str(Path(folder) / str(path)), replace=True
 )
+
+
+def place(root: Any, name: Any) -> str:
+    """The folder of a sweep, checked before Hydra makes it.
+
+    Raises:
+        LorapError: output_root is no folder, or name leads out of it.
+    """
+    for key, value, allowed in (("output_root", root, folder_path), ("name", name, plain_name)):
+        try:
+            allowed("" if value is None else str(value))
+        except ValueError as error:
+            raise LorapError(f"{key} {error}, got {shown(value)}") from error
+    return str(Path(str(root)) / str(name))
+
+
+OmegaConf.register_new_resolver("place", place, replace=True)
 DRY_RUN = "LORAP_DRY_RUN"
 """Set in the environment of this process for `--dry-run`."""
 failed: list[Path] = []
@@ -42,11 +60,11 @@ EXTRAS = {"joblib": "joblib", "submitit": "slurm", "ray": "ray", "optuna": "optu
 
 
 def slug(text: str) -> str:
-    """A folder's name for the overrides of a job: no slashes, at most 160 characters."""
+    """A folder's name for the overrides of a job: no slashes, at most 200 characters."""
     name = re.sub(r"[^\w.=,+-]+", "_", text) or "default"
-    if len(name) <= 160:
+    if len(name) <= 200:
         return name
-    return f"{name[:147]}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    return f"{name[:187]}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 OmegaConf.register_new_resolver("slug", slug, replace=True)
@@ -57,7 +75,7 @@ def job(cfg: DictConfig) -> float | None:
     """One job of a run or a sweep; its value for a search is the perplexity of the first text."""
     from lorap_exp.pipeline import run
     from lorap_exp.steps.follow import follow
-    from lorap_exp.workspace.job import find_twin
+    from lorap_exp.workspace.state import find_twin
     from lorap_exp.workspace.team import Team
 
     hydra_cfg = HydraConfig.get()
@@ -91,9 +109,11 @@ def job(cfg: DictConfig) -> float | None:
         print(f"{folder}: another process is running it, skipped", file=sys.stderr)
         return None
     except Exception as error:
-        if isinstance(error, LorapError):
-            print(f"{folder}: failed: {error}", file=sys.stderr)
         failed.append(folder)
+        if (said := sentence(error, folder)) is not None:
+            print(f"{folder}: failed: {said}", file=sys.stderr)
+            forget_locals(error)
+            raise LorapError(said) from error
         forget_locals(error)
         raise
     return next((score.perplexity for score in result.scores.perplexity), None)
@@ -106,7 +126,7 @@ def command_of(overrides: Sequence[str]) -> str:
 
 def preview(raw: Any, folder: Path) -> None:
     """`--dry-run`: one line about a job, without running it or leaving anything."""
-    from lorap_exp.workspace.job import describe_state, find_twin
+    from lorap_exp.workspace.state import describe_state, find_twin
 
     try:
         config = validate(raw)
@@ -118,19 +138,15 @@ def preview(raw: Any, folder: Path) -> None:
 
 
 def check(raw: Any, folder: Path, command: str) -> Config:
-    """The checked configuration; a wrong one leaves its reason where no job has begun."""
-    from lorap_exp.workspace.files import write_json, write_text
-    from lorap_exp.workspace.job import record_failure, started
+    """The checked configuration; a wrong one leaves its reason where no job works or has begun."""
+    from lorap_exp.workspace.job import record_refusal
 
-    if started(folder):
+    try:
         return validate(raw)
-    with record_failure(folder):
-        try:
-            return validate(raw)
-        except LorapError:
-            write_json(folder / "config.json", raw)
-            write_text(folder / "command.txt", command + "\n")
-            raise
+    except LorapError as error:
+        if os.environ.get("RANK", "0") == "0":
+            record_refusal(folder, raw, command, error)
+        raise
 
 
 def forget_locals(error: BaseException | None) -> None:
@@ -141,13 +157,18 @@ def forget_locals(error: BaseException | None) -> None:
 
 
 def arguments(given: list[str]) -> list[str]:
-    """The command line as Hydra takes it, with `-m` in front."""
+    """The command line as Hydra takes it, with `-m` in front.
+
+    Raises:
+        LorapError: a group without an option, or a key given twice.
+    """
     rest = [argument for argument in given if argument not in ("-m", "--multirun", "--dry-run")]
     for argument in rest:
         group, _, option = argument.partition("=")
         if group in ORDER[:7] and option in ("", "null"):
             options = sorted(path.stem for path in (conf_folder() / group).glob("*.yaml"))
-            sys.exit(f"error: {group} must be one of {', '.join(options)}, got '{option}'")
+            raise LorapError(f"{group} must be one of {', '.join(options)}, got '{option}'")
+    rest = prepared(rest)
     return ["--multirun", *rest] if {"-m", "--multirun"} & set(given) else rest
 
 
@@ -183,39 +204,36 @@ def main() -> None:
         print(catalogue())
         return
     given = sys.argv[1:]
-    sys.argv[1:] = arguments(given)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
+        sys.argv[1:] = arguments(given)
         launch(dry="--dry-run" in given)
-    except LorapError as error:
-        sys.exit(f"error: {error}")
-    except (HydraException, OmegaConfBaseException) as error:
-        sys.exit(f"error: {explain(error)}")
     except BrokenExecutor:
         sys.exit("error: a worker was killed (out of memory?); the same command goes on from here")
-    except RuntimeError as error:
-        if '"srun"' not in str(error):
-            raise
-        sys.exit("error: hydra/launcher=slurm must start where srun is; slurm_local works anywhere")
-    except OSError as error:
-        sys.exit(f"error: output_root or a file cannot be used: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted: the same command goes on from here")
+    except Exception as error:
+        if (said := explain(error)) is None:
+            raise
+        sys.exit(f"error: {said}")
 
 
-def explain(error: Exception) -> str:
-    """One sentence for a configuration that Hydra cannot compose."""
+def explain(error: Exception) -> str | None:
+    """One sentence for what a user or the machine did wrong; None for any other error."""
+    if '"srun"' in str(error):
+        return "hydra/launcher=slurm must start where srun is; slurm_local works anywhere"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         if group.startswith("hydra/") and (extra := EXTRAS.get(name.partition("_")[0])):
             return f"{group}={name} needs an extra: pip install 'lorap-exp[{extra}]'"
         return f"{group} must be one of {', '.join(error.options or [])}, got '{name}'"
-    text = str(error)
     if isinstance(error, ConfigCompositionException):
-        found = re.search(r"Could not (?:override|append) '([^']+)'", text)
+        found = re.search(r"Could not (?:override|append) '([^']+)'", str(error))
         if found:
             return unknown_key(found[1])
-    return " ".join(text.split())
+    if (said := sentence(error)) is not None:
+        return said
+    return one_line(error) if isinstance(error, HydraException) else None
 
 
 def unknown_key(key: str) -> str:

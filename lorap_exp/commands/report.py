@@ -6,6 +6,7 @@ from typing import Literal
 
 from lorap_exp.reporting.sweep import Sweep, collect, write_report
 from lorap_exp.reporting.tracking import log_sweep
+from lorap_exp.workspace.files import is_partial
 
 PLOTS = ("spectra", "selection")
 """Images that a job may hold."""
@@ -28,7 +29,9 @@ def show(
     output = output or folders[0]
     sweep = collect(*folders)
     text = write_report(sweep, output)
-    written = ", ".join(path.name for path in sorted(output.glob("report.*")))
+    written = ", ".join(
+        path.name for path in sorted(output.glob("report.*")) if not is_partial(path)
+    )
     if wandb is not None:
         plots = find_plots(sweep, output)
         log_sweep(sweep.title, sweep.table(), plots, output, mode=wandb, project=project)

@@ -131,9 +131,11 @@ def _prune_store(options: argparse.Namespace) -> None:
 
 
 def _store_folder(options: argparse.Namespace) -> Path:
+    from lorap_exp.workspace.store import MARK, is_store
+
     folder: Path = options.folder.expanduser()
-    if not folder.is_dir():
-        raise LorapError(f"--folder must be the folder of a store, got '{folder}'")
+    if not is_store(folder):
+        raise LorapError(f"--folder must be a store, which holds '{MARK}', got '{folder}'")
     return folder
 
 
@@ -162,7 +164,7 @@ def _where(options: argparse.Namespace) -> None:
     from datasets.config import HF_DATASETS_CACHE
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    from lorap_exp.models.wheels import cache_folder
+    from lorap_exp.workspace.digests import cache_folder
 
     folder = _default_folder()
     found = "" if (folder / "MANIFEST.json").is_file() else "  (no MANIFEST.json there)"

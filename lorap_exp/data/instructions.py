@@ -6,6 +6,7 @@ An example is (ids, labels), int64 of one length; a label of -100 is not scored.
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import load_dataset
@@ -13,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lorap_exp.data.hub import UNREACHABLE
-from lorap_exp.errors import LorapError, first_line
+from lorap_exp.errors import LorapError, first_line, one_line
 
 Example = tuple[Tensor, Tensor]
 ALPACA = "yahma/alpaca-cleaned"
@@ -37,9 +38,11 @@ def read_instructions(file: str | None) -> list[dict[str, str]]:
             raise LorapError(f"{wanted}, got '{file}', which does not exist")
         try:
             rows = json.loads(path.read_text(encoding="utf-8"))
-            return [{key: row.get(key, "") for key in ("input",)} | _required(row) for row in rows]
-        except (ValueError, KeyError, AttributeError) as error:
-            raise LorapError(f"{wanted}, got '{file}': {error!r}") from error
+            if not isinstance(rows, list) or not rows:
+                raise ValueError(f"it is {str(rows)[:40]}")
+            return [_instruction(row, number) for number, row in enumerate(rows, start=1)]
+        except (ValueError, TypeError, RecursionError) as error:
+            raise LorapError(f"{wanted}, got '{file}': {one_line(error)}") from error
     try:
         return list(load_dataset(ALPACA, split="train"))
     except UNREACHABLE as error:
@@ -49,14 +52,20 @@ def read_instructions(file: str | None) -> list[dict[str, str]]:
         ) from error
 
 
-def _required(row: dict[str, str]) -> dict[str, str]:
-    return {key: row[key] for key in ("instruction", "output")}
+def _instruction(row: Any, number: int) -> dict[str, str]:
+    found = {"input": ""} | row if isinstance(row, dict) else {}
+    chosen = {key: found.get(key) for key in ("instruction", "input", "output")}
+    if not all(isinstance(value, str) for value in chosen.values()):
+        raise ValueError(f"entry {number} is {str(row)[:80]!r}")
+    return {key: str(value) for key, value in chosen.items()}
 
 
 def encode(
     rows: Sequence[dict[str, str]], tokenizer: PreTrainedTokenizerBase, cutoff: int
 ) -> list[Example]:
     """Prompt and answer as one sequence of at most `cutoff` tokens; only the answer is scored."""
+    if tokenizer.eos_token_id is None:
+        raise LorapError("method.stages.recovery: instructions need a tokenizer with an eos_token")
     examples = []
     for row in rows:
         template = WITH_INPUT if row.get("input") else WITHOUT_INPUT

@@ -6,18 +6,18 @@ with the bytes and sha256 of each file. A text is `<text>/<split>.txt`, one row 
 release, rare words replaced by `<unk>`) and `c4_sample.txt` (a document a line) stand in for them.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from lorap_exp.data import wikitext
-from lorap_exp.data.manifest import Manifest, read_manifest, sha256_of
+from lorap_exp.data.files import decode, json_lines, read_bytes, read_parquet, texts
+from lorap_exp.data.manifest import Manifest, digest_of, read_manifest, sha256_of
+from lorap_exp.data.questions import check_file
 from lorap_exp.errors import LorapError
 from lorap_exp.workspace.progress import say
 
+SETTING = "data.folder"
 SPLITS = ("train", "validation", "test")
 TASK_SPLITS = {
     "boolq": "validation",
@@ -63,7 +63,8 @@ class Local:
         raw, tokenised = text_files(text, split)
         if raw not in self.manifest and tokenised in self.manifest:
             say(f"  data: '{tokenised}' stands in for '{raw}': rare words are <unk>")
-            return pd.read_parquet(self._verified(tokenised))["text"].tolist()
+            path = self._verified(tokenised)
+            return texts(read_parquet(path, SETTING).to_dict("records"), path, SETTING)
         lines = self._lines(raw)
         return wikitext.rows_of_lines(lines) if text == "wikitext2" else [s.strip() for s in lines]
 
@@ -72,12 +73,14 @@ class Local:
             whole, flat = text_files(text, split)
             if whole not in self.manifest and flat in self.manifest:
                 return self._lines(flat)
-            return [json.loads(line)["text"] for line in self._lines(whole)]
+            path = self._verified(whole)
+            return texts(json_lines(self._text(path), path, SETTING), path, SETTING)
         rows = self.rows(text, split)
         return wikitext.articles(rows) if text == "wikitext2" else ["\n\n".join(rows)]
 
     def task(self, task: str) -> dict[str, Any]:
         path = self._verified(f"tasks/{task}.parquet")
+        check_file(task, path)
         files = {TASK_SPLITS[task]: str(path.resolve())}
         return only_split(task) | {
             "dataset_path": "parquet",
@@ -94,11 +97,14 @@ class Local:
         return str(self._verified(ALPACA_FILE))
 
     def task_digest(self, task: str) -> str:
-        return str(self.manifest[f"tasks/{task}.parquet"]["sha256"])
+        return digest_of(self.manifest[f"tasks/{task}.parquet"])
 
     def _lines(self, name: str) -> list[str]:
         """Lines that end at a newline and at nothing else (a page break belongs to its line)."""
-        return self._verified(name).read_bytes().decode().removesuffix("\n").split("\n")
+        return self._text(self._verified(name)).removesuffix("\n").split("\n")
+
+    def _text(self, path: Path) -> str:
+        return decode(read_bytes(path, SETTING), path, SETTING)
 
     def _verified(self, name: str) -> Path:
         path = self.folder / name
@@ -108,7 +114,7 @@ class Local:
                 f"data.folder '{self.folder}' must hold '{name}' and list it in MANIFEST.json; "
                 f"it lists {beside or sorted(self.manifest)}"
             )
-        if (found := sha256_of(path)) != (expected := self.manifest[name]["sha256"]):
+        if (found := sha256_of(path)) != (expected := digest_of(self.manifest[name])):
             raise LorapError(
                 f"data.folder: the sha256 of '{path}' must be {expected} as its MANIFEST.json "
                 f"says, got {found}"

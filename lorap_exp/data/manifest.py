@@ -2,14 +2,17 @@
 
 import hashlib
 import json
-from pathlib import Path
+import re
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from lorap_exp.errors import LorapError
+from lorap_exp.errors import LorapError, one_line
 from lorap_exp.workspace.files import write_json
 
 Manifest = dict[str, dict[str, Any]]
 FILE = "MANIFEST.json"
+SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -23,14 +26,27 @@ def read_manifest(folder: Path) -> Manifest:
         raise LorapError(f"data.folder must hold {FILE}, got '{folder}'")
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise LorapError(f"data.folder: '{path}' must be JSON, got: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise LorapError(f"data.folder: '{path}' must be JSON, got: {one_line(error)}") from error
     listed = isinstance(entries, dict) and all(
-        isinstance(entry, dict) and "sha256" in entry for entry in entries.values()
+        isinstance(entry, dict) and SHA256.fullmatch(str(entry.get("sha256")))
+        for entry in entries.values()
     )
     if not listed:
         raise LorapError(f"data.folder: '{path}' must map each file to an entry with its sha256")
+    for name in entries:
+        parts = PurePosixPath(name).parts
+        if not parts or name[0] == "/" or ".." in parts or not name.isprintable():
+            raise LorapError(
+                f"data.folder: '{path}' must name files inside its folder, in visible characters, "
+                f"got {name!r}"
+            )
     return entries
+
+
+def digest_of(entry: Mapping[str, Any]) -> str:
+    """The sha256 that an entry says, in lower case."""
+    return str(entry["sha256"]).lower()
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -48,7 +64,7 @@ def state(folder: Path, name: str, manifest: Manifest) -> str:
     path = folder / name
     if name not in manifest or not path.is_file():
         return "missing"
-    return "ok" if sha256_of(path) == manifest[name]["sha256"] else "damaged"
+    return "ok" if sha256_of(path) == digest_of(manifest[name]) else "damaged"
 
 
 def sha256_of(path: Path) -> str:

@@ -7,18 +7,10 @@ from typing import TypeVar
 import torch
 
 from lorap_exp.errors import LorapError
+from lorap_exp.workspace.memory import out_of_memory
 from lorap_exp.workspace.progress import say
 
 T = TypeVar("T")
-HOST = ("can't allocate memory", "not enough memory", "cannot allocate memory")
-"""How torch's CPU allocator says that it found none."""
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether CUDA or the host had no memory left."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in HOST)
 
 
 def halving(work: Callable[[int], T], batch_size: int, setting: str) -> T:

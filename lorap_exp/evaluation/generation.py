@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lorap_exp.data.source import Text
 from lorap_exp.errors import LorapError
+from lorap_exp.models.greedy import greedy
 
 TASK = "next_word"
 WORD = re.compile(r"[^\W\d_]{3,}")
@@ -104,7 +105,8 @@ def evaluate_generation(
     start = time.perf_counter()
     judged = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
     tasks = TaskManager(include_path=str(folder), include_defaults=False).load([TASK])
-    output = lm_eval.evaluate(judged, tasks, bootstrap_iters=0)
+    with greedy(model):
+        output = lm_eval.evaluate(judged, tasks, bootstrap_iters=0)
     assert output is not None
     accuracy = output["results"][TASK]["exact_match,first_word"]
     samples = output["n-samples"][TASK]["effective"]

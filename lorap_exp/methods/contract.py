@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from hydra.utils import get_class
 from pydantic import ValidationError
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -21,6 +20,7 @@ from lorap_exp.calibration.walk import Visit
 from lorap_exp.config import MethodConfig, explain
 from lorap_exp.data.source import DataSource
 from lorap_exp.errors import LorapError
+from lorap_exp.methods.targets import find_method_class
 from lorap_exp.models.families import Block
 from lorap_exp.planning.edits import Edit
 from lorap_exp.planning.options import Option, edits_of
@@ -162,6 +162,10 @@ class Step:
         options = self.options(shape, seen)
         return edits_of(options, self.rule.choose(options, ratio))
 
+    def additions(self, shape: Shape, seen: Survey | None) -> list[Edit]:
+        """Edits that add parameters whatever the ratio; the sizes of the others pay for them."""
+        return []
+
     def visits(self, present: Sequence[str]) -> list[Visit]:
         """Which matrices of a block are rewritten together, in order, and their probes."""
         names = tuple(name for name in present if name in self.sized)
@@ -250,22 +254,9 @@ def build_step(name: str, settings: Mapping[str, Any]) -> Step:
         LorapError: no class, one that is no step, or a wrong field.
     """
     fields = {key: value for key, value in settings.items() if key != "_target_"}
-    target = settings.get("_target_")
+    kind = find_method_class(settings.get("_target_"), Step, f"method.stages.{name}._target_")
     try:
-        kind = get_class(str(target))
-    except (ImportError, ValueError) as error:
-        raise LorapError(_no_class(name, target)) from error
-    if not (isinstance(kind, type) and issubclass(kind, Step)):
-        raise LorapError(_no_class(name, target))
-    try:
-        step: Step = kind(**fields)
+        step = kind(**fields)
     except ValidationError as error:
         raise LorapError(explain(error, f"method.stages.{name}")) from error
     return step
-
-
-def _no_class(name: str, target: object) -> str:
-    return (
-        f"method.stages.{name}._target_ must name a class of steps, as the files of conf/stage do, "
-        f"got {target!r}"
-    )

@@ -60,15 +60,18 @@ def rewrite_blocks(
     probes = {probe for visit in visits for probe in visit.probes}
     known = _known(source, ids, probes, visits, how, sharing=sharing, bars=bars)
     carry: dict[str, Carry] = {name: {} for name, _ in group}
-    done: list[Edit] = []
+    done = [edit for edits_ in source.done.values() for edit in edits_]
     walked = walk(source, ids, visits, how, sharing=sharing, known=known)
-    total = range(len(source.blocks) * len(acting))
+    left = [block for block in source.blocks if not source.finished(block)]
+    total = range(len(left) * len(acting))
     for (block, visit, seen), position in zip(walked, progress(total), strict=False):
         name, step, _ = acting[position % len(acting)]
         if not block.family.matrices:
             continue
         part = Part(block, visit.names, shape.by_index[block.index])
-        done += step.apply(part, of_block(edits[name], block.index), seen, carry[name])
+        carried = list(step.apply(part, of_block(edits[name], block.index), seen, carry[name]))
+        source.note(carried)
+        done += carried
     for name, step in group:
         if step.ends:
             done += step.apply(Ends(source.model), edits[name], None, carry[name])

@@ -24,7 +24,7 @@ from lorap_exp.methods.contract import Carry, Step, Texts, Whole
 from lorap_exp.methods.low_rank import factorise
 from lorap_exp.models.checkpoint import multiply_out
 from lorap_exp.models.families import blocks_of, decoder_family
-from lorap_exp.models.modeling_compressed import LowRankLinear
+from lorap_exp.models.modeling_compressed import LowRankLinear, place, projections
 from lorap_exp.ops.low_rank import principal_outputs
 from lorap_exp.planning.edits import Edit, Factor
 from lorap_exp.training.loop import Schedule, train
@@ -98,6 +98,11 @@ class LoraRecovery(Step):
         """
         if self.text == "alpaca":
             rows = read_instructions(self.file or texts.data.instructions())
+            if self.samples is not None and self.samples > len(rows):
+                raise LorapError(
+                    f"method.stages.recovery.samples must be at most the {len(rows)} instructions "
+                    f"there are, got {self.samples}"
+                )
             random.Random(self.seed).shuffle(rows)
             found = encode(rows[: self.samples], texts.tokenizer, self.cutoff)
         else:
@@ -142,7 +147,7 @@ class LoraRecovery(Step):
         factored = factored_layers(model)
         if self.path == "published":
             for path, layer in factored.items():
-                model.set_submodule(path, multiply_out(layer))
+                place(model, path, multiply_out(layer))
         adapted = self._adapt(model)
         pad = pad_token(model)
 
@@ -192,7 +197,7 @@ class LoraRecovery(Step):
                 before = factored.get(family.path(position, name))
                 if before is None:
                     continue
-                linear = block.linear(name)
+                linear: Any = block.linear(name)
                 rank, (outs, ins) = before.rank + self.rank, linear.weight.shape
                 saves = rank * (outs + ins) < outs * ins
                 edits.append(Factor(block.index, name, rank if saves else None))
@@ -204,7 +209,7 @@ class LoraRecovery(Step):
 
 def factored_layers(model: PreTrainedModel) -> dict[str, LowRankLinear]:
     """Every factorised layer by path."""
-    return {name: m for name, m in model.named_modules() if isinstance(m, LowRankLinear)}
+    return {p: layer for p, layer in projections(model).items() if isinstance(layer, LowRankLinear)}
 
 
 def pad_token(model: PreTrainedModel) -> int:

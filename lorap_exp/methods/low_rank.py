@@ -3,9 +3,8 @@
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from lorap_exp.calibration.walk import Visit
 from lorap_exp.errors import LorapError
 from lorap_exp.methods.contract import Carry, Part, Step
 from lorap_exp.models.families import Block
-from lorap_exp.models.modeling_compressed import LowRankLinear, reshape_linear
+from lorap_exp.models.rewriting import factored
 from lorap_exp.ops.low_rank import principal_outputs, split
 from lorap_exp.planning.edits import Edit, Factor
 from lorap_exp.planning.knapsack import Knapsack
@@ -43,6 +42,7 @@ class LowRank(Step):
         exponent: awsvd and absmean weight columns by d^exponent; the published codes have 1 and .5.
         allocation: published or uniform ranks, or spectrum (by marginal loss in each block).
         value_output_share: (v + o) : (q + k) parameters of the published allocation.
+        form: how factors are stored: pair, or pivoted (PIFA: more rank for the same parameters).
         round_to: ranks are multiples of it.
         uniform: the same rank in every block, else the rounding is carried over blocks.
     """
@@ -54,6 +54,7 @@ class LowRank(Step):
     value_output_share: Annotated[float, Field(gt=0)]
     round_to: Annotated[int, Field(ge=1)]
     uniform: bool
+    form: Literal["pair", "pivoted"]
 
     @property
     def sized(self) -> Sequence[str]:
@@ -68,7 +69,7 @@ class LowRank(Step):
 
     def options(self, shape: Shape, seen: Survey | None) -> list[Option]:
         return [
-            rank_option(block.index, block.matrices[name])
+            rank_option(block.index, block.matrices[name], self.form)
             for block in shape.blocks
             for name in self.targets
             if name in block.matrices
@@ -93,7 +94,9 @@ class LowRank(Step):
         for name, edit in ranks.items():
             assert edit.rank is not None
             basis = self._principal(part.block, name, seen)["basis"]
-            part.block.replace(name, factorise(part.block.linear(name), basis, edit.rank))
+            part.block.replace(
+                name, factorise(part.block.linear(name), basis, edit.rank, self.form)
+            )
         return list(ranks.values())
 
     def _respend(self, part: Part, ranks: dict[str, Factor], seen: Evidence) -> dict[str, Factor]:
@@ -103,7 +106,7 @@ class LowRank(Step):
             energies = self._principal(part.block, name, seen)["energies"]
             lost = 1 - energies.cumsum(0) / energies.sum().clamp_min(1e-300)
             damage = (1.0, *lost.clamp_min(0).tolist())
-            option = rank_option(part.block.index, part.shape.matrices[name])
+            option = rank_option(part.block.index, part.shape.matrices[name], self.form)
             options.append(replace(option, damage=damage[: option.full + 1]))
         budget = sum(
             option.cost(ranks[option.name].rank if option.name in ranks else None)
@@ -160,19 +163,7 @@ def metric_of(metric: Metric, name: str, seen: Evidence, exponent: float = 1.0) 
     return found
 
 
-@torch.no_grad()
-def factorise(linear: nn.Linear, basis_OK: Tensor, rank: int) -> LowRankLinear:
+def factorise(linear: nn.Linear, basis_OK: Tensor, rank: int, form: str = "pair") -> Any:
     """A linear layer of the given rank with the bias of the dense one."""
     left, right = split(linear.weight, basis_OK.to(linear.weight.device), rank)
-    return factored(linear, left, right)
-
-
-@torch.no_grad()
-def factored(linear: nn.Linear, left_OR: Tensor, right_RI: Tensor) -> LowRankLinear:
-    """A factorised layer in the place of a dense one, with its bias, dtype and device."""
-    low_rank = reshape_linear(linear, rank=len(right_RI))
-    low_rank.left.weight.copy_(left_OR)
-    low_rank.right.weight.copy_(right_RI)
-    if linear.bias is not None:
-        low_rank.left.bias.copy_(linear.bias)
-    return low_rank.requires_grad_(False)
+    return factored(linear, left, right, form)

@@ -7,7 +7,8 @@ from lorap_exp.errors import LorapError
 from lorap_exp.methods.contract import Stack, Step
 from lorap_exp.planning.edits import Edit, Plan
 from lorap_exp.planning.shapes import Shape
-from lorap_exp.planning.stack import Budget, plan_blocks
+from lorap_exp.planning.spans import removed_parameters
+from lorap_exp.planning.stack import Budget, open_blocks, plan_blocks
 
 Group = Sequence[tuple[str, Step]]
 Edits = Mapping[str, Sequence[Edit]]
@@ -25,7 +26,8 @@ def plan_stack(stack: Stack, dense: Shape, budget: Budget) -> Plan:
         for edits in plan_group(stack, number, dense, plan, budget, seen=None).values():
             plan += edits
     if budget.ratio > 0 and plan.is_dense and not stack.sizes and not _removes(stack):
-        raise LorapError(f"ratio must be 0 for a method without stages, got {budget.ratio}")
+        why = "when no stage has a target" if stack.steps else "for a method without stages"
+        raise LorapError(f"ratio must be 0 {why}, got {budget.ratio}")
     return plan
 
 
@@ -59,9 +61,14 @@ def plan_group(
             return {name: _plan_removal(stack, name, step, dense, budget, seen=seen)}
         sizers = [(name, step) for name, step in group if step.sized]
         edits: dict[str, list[Edit]] = {name: [] for name, _ in group}
-        if sizers:
-            found = plan_blocks([step for _, step in sizers], dense, shape, budget, seen)
-            edits |= {name: own for (name, _), own in zip(sizers, found, strict=True)}
+        if sizers and budget.ratio > 0:
+            open_ = open_blocks(shape, budget.protect)
+            edits = {name: step.additions(open_, seen) for name, step in group}
+            added = removed_parameters([e for own in edits.values() for e in own], shape)
+            steps = [step for _, step in sizers]
+            found = plan_blocks(steps, dense, shape, budget, seen, added=-added)
+            for (name, _), own in zip(sizers, found, strict=True):
+                edits[name] = [*own, *edits[name]]
     except ValueError as error:
         raise LorapError(str(error)) from error
     return edits

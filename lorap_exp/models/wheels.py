@@ -5,7 +5,6 @@ any dtype, reads that folder like any other checkpoint.
 """
 
 import importlib.util
-import os
 import shutil
 from pathlib import Path
 
@@ -14,12 +13,7 @@ from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from lorap_exp.config import WheelConfig
-
-
-def cache_folder() -> Path:
-    """LORAP_CACHE, or `lorap_exp` in the user's cache folder."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "lorap_exp"
-    return Path(os.environ.get("LORAP_CACHE", default))
+from lorap_exp.workspace.digests import cache_folder
 
 
 def find_parts(wheel: WheelConfig) -> list[Path] | None:

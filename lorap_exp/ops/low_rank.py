@@ -86,6 +86,30 @@ def apply_root(W_OI: Tensor, metric: Tensor | None) -> Tensor:
     return ((W @ vectors) * values.clamp_min(0).sqrt()) @ vectors.mT
 
 
+def pivot(L_OR: Tensor, R_RI: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The product L R as R of its own rows and the coefficients of the others, without loss.
+
+    PIFA (arXiv 2501.19090): R (O + I - R) numbers in place of R (O + I). The rows are chosen by LU
+    with partial pivoting of L, so the coefficients are small.
+
+    Returns:
+        rows (R,), sorted; B = (L R)[rows] (R, I); C (O - R, R) with (L R)[others] = C B, the
+        others in ascending order. Float64.
+
+    Raises:
+        ValueError: L has not full column rank.
+    """
+    L, R = L_OR.double(), R_RI.double()
+    permutation, _, upper = torch.linalg.lu(L)
+    if not upper.diagonal().abs().min() > 1e-12 * upper.diagonal().abs().max():
+        raise ValueError("the factors have a lower rank than they have columns")
+    order = permutation.argmax(0)
+    rows = order[: L.shape[1]].sort().values
+    others = torch.ones(len(L), dtype=torch.bool, device=L.device).index_fill(0, rows, False)
+    coefficients = torch.linalg.solve(L[rows].mT, L[others].mT).mT
+    return rows, L[rows] @ R, coefficients
+
+
 def weighted_error(W_OI: Tensor, approximation_OI: Tensor, metric: Tensor | None) -> Tensor:
     """The objective |(W' - W) M^(1/2)|_F as a float64 scalar."""
     return apply_root(approximation_OI.double() - W_OI.double(), metric).norm()

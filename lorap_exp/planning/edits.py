@@ -197,5 +197,5 @@ def _edit(raw: Mapping[str, Any]) -> Edit:
 
 
 def of_block(edits: Sequence[Edit], index: int) -> list[Edit]:
-    """The edits of one block."""
-    return [edit for edit in edits if getattr(edit, "block", None) == index]
+    """The edits of one block, and those of the whole model."""
+    return [edit for edit in edits if getattr(edit, "block", index) == index]

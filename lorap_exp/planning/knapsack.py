@@ -31,23 +31,26 @@ class Candidates:
 
 @dataclass(frozen=True)
 class Knapsack:
-    """Least predicted damage under the budget; without measured damage, uniform.
+    """Least predicted damage for what uniform sizes cost; without measured damage, those sizes.
 
-    `floor` is the smallest share of its parameters that any option keeps, as a fraction of the
-    share that all of them keep: measured damage is blind to what happens far from the original.
+    `floor` is the smallest share of its parameters that any option keeps, to one rounding step, as
+    a fraction of the share that all of them keep: measured damage is blind to what happens far from
+    the original.
     """
 
     rounding: Rounding
     floor: float = 0.0
 
     def choose(self, options: Sequence[Option], ratio: float) -> list[int | None]:
+        uniform = Uniform(self.rounding).choose(options, ratio)
         if any(option.damage is None for option in options):
-            return Uniform(self.rounding).choose(options, ratio)
-        budget = int((1 - ratio) * sum(option.dense for option in options) + 1e-6)
+            return uniform
+        chosen = zip(options, uniform, strict=True)
+        budget = sum(option.cost(size) for option, size in chosen)
         return self.spend(options, budget, self.floor * (1 - ratio))
 
     def spend(self, options: Sequence[Option], budget: int, floor: float = 0.0) -> list[int | None]:
-        """Sizes that cost at most `budget`; each option keeps at least the share `floor`.
+        """Sizes that cost at most `budget`; each option keeps the share `floor`, rounded down.
 
         Raises:
             ValueError: the budget is below the smallest sizes.
@@ -72,7 +75,7 @@ class Knapsack:
     def _candidates(self, option: Option, floor: float) -> Candidates:
         assert option.damage is not None
         step = self.rounding.step(option)
-        smallest = max(step, -(-int(option.size_for(floor)) // step) * step)
+        smallest = max(step, int(option.size_for(floor)) // step * step)
         sizes: list[int | None] = []
         size = min(smallest, option.full // step * step)
         while size < option.break_even and size <= option.full:

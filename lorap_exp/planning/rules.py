@@ -133,9 +133,9 @@ class LayerShares:
             costs[option.block] = costs.get(option.block, 0) + option.dense
         importance = {option.block: option.importance for option in options}
         ratios = self.ratios(costs, importance, ratio)
-        uniform = Uniform(self.rounding)
-        sizes = [uniform._target(option, ratios[option.block]) for option in options]
-        return self.rounding.apply(options, [float(size) for size in sizes])
+        shares = [1 - ratios[option.block] for option in options]
+        targets = [o.size_for(share) for o, share in zip(options, shares, strict=True)]
+        return self.rounding.apply(options, targets)
 
     def ratios(
         self, costs: dict[int, int], importance: dict[int, float | None], ratio: float
@@ -203,3 +203,29 @@ class Threshold:
             cost += option.cost(smaller) - before
             sizes[i] = smaller
         return [None if s == o.full else s for s, o in zip(sizes, options, strict=True)]
+
+
+@dataclass(frozen=True)
+class Proportions:
+    """Some options lose a multiple of the common ratio, the others what is left (Olica)."""
+
+    factors: tuple[tuple[str, float], ...]
+    rounding: Rounding
+
+    def choose(self, options: Sequence[Option], ratio: float) -> list[int | None]:
+        named = dict(self.factors)
+        fixed = {i: ratio * named[o.name] for i, o in enumerate(options) if o.name in named}
+        taken = sum(options[i].dense * share for i, share in fixed.items())
+        rest = sum(o.dense for i, o in enumerate(options) if i not in fixed)
+        left = (ratio * sum(o.dense for o in options) - taken) / rest if rest else 0.0
+        shares = [fixed.get(i, left) for i in range(len(options))]
+        if not all(0 <= share < 1 for share in shares):
+            raise ValueError(
+                f"the proportions {named} must leave every matrix between 0 and 1 of its weights "
+                f"at ratio {ratio:.4g}"
+            )
+        targets = [
+            (1 - share) * o.full if o.kind == "width" else o.size_for(1 - share)
+            for o, share in zip(options, shares, strict=True)
+        ]
+        return self.rounding.apply(options, targets)

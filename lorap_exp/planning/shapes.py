@@ -37,8 +37,9 @@ hidden size."""
 class MatrixShape:
     """A weight of a decoder block under its vocabulary name (q, k, v, o, gate, up, down).
 
-    `biased` says that the original has a bias; `form` how a factorised matrix is stored: "pair", rank * (out + in) numbers, or "pivoted",
-    rank * (out + in - rank) (PIFA, arXiv 2501.19090). `bias` is a bias that the original lacks.
+    `biased` says that the original has a bias, `bias` that one was added. `form` says how a
+    factorised matrix is stored: "pair", rank * (out + in) numbers, or "pivoted", rank * (out + in -
+    rank) (PIFA, arXiv 2501.19090).
     """
 
     name: str

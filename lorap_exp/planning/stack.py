@@ -46,7 +46,13 @@ class Budget:
 
 
 def plan_blocks(
-    steps: Sequence[Sizer], dense: Shape, shape: Shape, budget: Budget, seen: Any
+    steps: Sequence[Sizer],
+    dense: Shape,
+    shape: Shape,
+    budget: Budget,
+    seen: Any,
+    *,
+    added: int = 0,
 ) -> list[list[Edit]]:
     """The edits of each step, which together take off what is left of the ratio.
 
@@ -56,6 +62,7 @@ def plan_blocks(
         shape: of the incoming model, from which layers may be gone.
         budget: what is asked.
         seen: what was measured of the incoming model, or None.
+        added: parameters that other edits add.
 
     Raises:
         ValueError: a ratio that no step can reach.
@@ -75,8 +82,8 @@ def plan_blocks(
     counted = budget.whole or (
         dense.parameters if shape != dense else _targeted(dense.blocks, targets)
     )
-    exact = counted == targeted and not gone
-    ratio = budget.ratio if exact else (budget.ratio * counted - gone) / targeted
+    exact = counted == targeted and not gone and not added
+    ratio = budget.ratio if exact else (budget.ratio * counted - gone + added) / targeted
     if ratio < 0:
         raise ValueError(
             f"ratio must be at least {gone / counted:.4f}, the share that the removed layers take, "

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from lorap_exp.errors import one_line
 from lorap_exp.reporting.best import Cells
 from lorap_exp.reporting.figures import score_charts
 from lorap_exp.reporting.jobs import JobRecord
@@ -21,6 +22,8 @@ from lorap_exp.reporting.measures import cost_charts, spectrum_charts, training_
 from lorap_exp.reporting.provenance import commands, software
 from lorap_exp.reporting.svg import COLOURS
 from lorap_exp.reporting.text import Cell, shown
+from lorap_exp.workspace.job import WRONG_SHAPE
+from lorap_exp.workspace.progress import say
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,15 @@ def _of_jobs(jobs: Sequence[JobRecord]) -> dict[str, Any]:
 
 def _charts(jobs: Sequence[JobRecord], file: str, draw: Any) -> list[tuple[str, Any]]:
     """The charts of every job that has the file."""
-    return [(job.name, draw(found)) for job in jobs if (found := job.read(file))]
+    charts = []
+    for job in jobs:
+        if not (found := job.read(file)):
+            continue
+        try:
+            charts.append((job.name, draw(found)))
+        except WRONG_SHAPE as error:
+            say(f"  warning: '{job.folder / file}' is damaged and not drawn: {one_line(error)}")
+    return charts
 
 
 def _training(jobs: Sequence[JobRecord]) -> list[tuple[str, Any]]:

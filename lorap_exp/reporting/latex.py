@@ -16,6 +16,9 @@ ESCAPES = str.maketrans(
         ">": r"\textgreater{}",
         "|": r"\textbar{}",
         "±": r"$\pm$",
+        "[": "{[}",
+        "]": "{]}",
+        "*": "{*}",
     }
     | {character: f"\\{character}" for character in "&%$#_{}"}
 )
@@ -49,7 +52,8 @@ def latex(table: pd.DataFrame, best: Cells, title: str) -> str:
 
 def escape(text: str) -> str:
     """Text that LaTeX prints as it is."""
-    return text.translate(ESCAPES)
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return line.translate(ESCAPES)
 
 
 def _row(cells: Sequence[str]) -> str:

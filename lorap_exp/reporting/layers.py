@@ -5,6 +5,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from lorap_exp.planning.edits import Insert
 from lorap_exp.planning.shapes import SPACES, BlockShape
 from lorap_exp.reporting.charts import Tile, heat_map
 from lorap_exp.reporting.jobs import JobRecord
@@ -82,7 +83,8 @@ def _size_map(result: Result) -> Markup:
     if result.plan.removed_layers:
         rows.insert(0, "layer")
         gone = result.plan.removed_layers
-        tiles |= {("layer", i): _layer_tile(i, planned.get(i), i in gone) for i in dense}
+        inserted = {edit.start: edit for edit in result.plan.edits if isinstance(edit, Insert)}
+        tiles |= {("layer", i): _layer_tile(i, inserted.get(i), i in gone) for i in dense}
     return heat_map(
         rows,
         range(len(dense)),
@@ -97,9 +99,10 @@ def _factored(block: BlockShape) -> list[str]:
     return [name for name, matrix in block.matrices.items() if matrix.rank is not None]
 
 
-def _layer_tile(index: int, block: BlockShape | None, gone: bool) -> Tile:
-    if block is not None and block.kind is not None:
-        return Tile(0.5, f"layer {index}: {block.kind} in place of a span that begins here")
+def _layer_tile(index: int, insert: Insert | None, gone: bool) -> Tile:
+    if insert is not None:
+        span = f"layers {insert.start} to {insert.stop - 1}"
+        return Tile(0.5, f"layer {index}: {insert.kind} in place of {span}")
     return Tile(0.0 if gone else 1.0, f"layer {index}: {'removed' if gone else 'stays'}")
 
 

@@ -17,6 +17,17 @@ def plot_sweep(table: pd.DataFrame, perplexities: Sequence[str], title: str, pat
     if not panels:
         path.unlink(missing_ok=True)
         return
+    with plt.rc_context({"text.parse_math": False}):  # a name may hold $
+        _plot(panels, table, perplexities, title, path)
+
+
+def _plot(
+    panels: Sequence[str],
+    table: pd.DataFrame,
+    perplexities: Sequence[str],
+    title: str,
+    path: Path,
+) -> None:
     figure, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 3.9), squeeze=False)
     for axis, panel in zip(axes[0], panels, strict=True):
         for label, rows in lines(table.dropna(subset=[panel])):

@@ -7,16 +7,27 @@ from typing import Any
 
 import yaml
 
+from lorap_exp.errors import one_line
 from lorap_exp.reporting.jobs import JobRecord
+from lorap_exp.workspace.job import WRONG_SHAPE
+from lorap_exp.workspace.progress import say
 
 
 def commands(folder: Path, jobs: Sequence[JobRecord]) -> list[str]:
     """The command of a sweep as Hydra stored it, the last one that wrote here; otherwise that of
     each job."""
+    alone = [job.command for job in jobs if job.command]
     path = folder / "multirun.yaml"
     if not path.is_file():
-        return [job.command for job in jobs if job.command]
-    stored: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")).get("hydra") or {}
+        return alone
+    try:
+        return _stored(yaml.safe_load(path.read_text(encoding="utf-8"))["hydra"])
+    except (OSError, yaml.YAMLError, *WRONG_SHAPE) as error:
+        say(f"  warning: '{path}' is damaged, its jobs are named instead: {one_line(error)}")
+        return alone
+
+
+def _stored(stored: dict[str, Any]) -> list[str]:
     overrides = stored.get("overrides") or {}
     words = [*(overrides.get("hydra") or []), *(overrides.get("task") or [])]
     words = [word for word in words if not word.startswith("hydra.mode=")]

@@ -9,6 +9,7 @@ from lorap_exp.errors import LorapError
 from lorap_exp.evaluation.scores import Scores
 from lorap_exp.planning.edits import Plan
 from lorap_exp.planning.shapes import BlockShape, Shape
+from lorap_exp.workspace.sealing import unseal
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,8 @@ def read_result(path: Path) -> Result | None:
     if not path.is_file():
         return None
     try:
-        return Result.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except (KeyError, TypeError, ValueError) as error:
+        return Result.from_dict(unseal(json.loads(path.read_text(encoding="utf-8")))[0])
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise LorapError(
             f"'{path}' must be a result of this version of lorap_exp, got {type(error).__name__}: "
             f"{error}; remove it to score its job anew"

@@ -10,15 +10,15 @@ import pandas as pd
 from lorap_exp.reporting.best import best_cells
 from lorap_exp.reporting.figures import evaluation_time
 from lorap_exp.reporting.html import Page, html
-from lorap_exp.reporting.jobs import JobRecord, find_jobs, sweep_name
+from lorap_exp.reporting.jobs import JobRecord, find_jobs, sweep_name, tell_models_apart
 from lorap_exp.reporting.latex import latex
 from lorap_exp.reporting.plots import plot_sweep
 from lorap_exp.reporting.published import beside_published
 from lorap_exp.reporting.result import Result
 from lorap_exp.reporting.retained import retained
 from lorap_exp.reporting.table import frame
-from lorap_exp.reporting.text import markdown
-from lorap_exp.workspace.files import replacing, write_text
+from lorap_exp.reporting.text import harmless, markdown, plain
+from lorap_exp.workspace.files import remove_partials, replacing, write_text
 
 NOT_COMPARABLE = (
     "Embedded data: these numbers are not comparable with the literature. Texts are Python's own "
@@ -71,7 +71,7 @@ def collect(*folders: Path) -> Sweep:
     Raises:
         LorapError: a folder holds no job.
     """
-    jobs = sorted(find_jobs(folders), key=lambda job: job.result is None)
+    jobs = sorted(tell_models_apart(find_jobs(folders)), key=lambda job: job.result is None)
     return Sweep(folders, jobs)
 
 
@@ -79,6 +79,7 @@ def write_report(sweep: Sweep, output: Path | None = None) -> str:
     """Write every `report.*` into `output`, or into the first folder; return the Markdown."""
     output = output or sweep.folders[0]
     output.mkdir(parents=True, exist_ok=True)
+    remove_partials(output, locked=False)
     table = sweep.table()
     best = best_cells(table, sweep.perplexities)
     others = {
@@ -87,9 +88,9 @@ def write_report(sweep: Sweep, output: Path | None = None) -> str:
     }
     others = {title: found for title, found in others.items() if not found[0].empty}
     with replacing(output / "report.csv") as path:
-        table.to_csv(path, index=False)
+        harmless(table).to_csv(path, index=False)
     plot_sweep(table, sweep.perplexities, sweep.title, output / "report.png")
-    lines = [f"# {sweep.title}", "", markdown(table, best)]
+    lines = [f"# {plain(sweep.title)}", "", markdown(table, best)]
     for title, (compared, sources) in others.items():
         lines += [f"## {title}", "", markdown(compared)]
         lines += [f"- {source}" for source in sources] + [""]
@@ -119,9 +120,9 @@ def notes(sweep: Sweep) -> list[str]:
     """What a reader must know beside the numbers, in Markdown."""
     lines = [f"**{found}**\n" for found in (warning(sweep),) if found]
     lines.append(f"{LEGEND}\n")
-    lines += [f"- {profile}" for profile in profiles(sweep)]
+    lines += [f"- {plain(profile)}" for profile in profiles(sweep)]
     reasons = sorted(sweep.reasons.items())
-    return lines + [f"- {job}: **{' '.join(reason.split())}**" for job, reason in reasons]
+    return lines + [f"- {plain(job)}: **{plain(reason)}**" for job, reason in reasons]
 
 
 def warning(sweep: Sweep) -> str:

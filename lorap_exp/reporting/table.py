@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from lorap_exp.config import bookkeeping
 from lorap_exp.reporting.result import Result
 
 TASK_COLUMNS = {
@@ -18,7 +19,7 @@ TASK_COLUMNS = {
     "openbookqa": "OBQA",
 }
 NEXT_WORD = "next word"
-NOT_NUMBERS = ("name", "output_root", "store", "keep_model", "published", "logging", "seed")
+NOT_NUMBERS = frozenset((*bookkeeping(), "seed"))
 """Settings that tell no two rows apart; seeds are averaged over."""
 OF_COMPRESSION = ("method.", "calibration.", "export")
 """Settings without meaning for a dense model."""
@@ -91,7 +92,7 @@ def _prominence(name: str) -> tuple[bool, bool, int, str]:
 def flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Settings that can change a number, by dotted name."""
     for key, value in node.items():
-        if prefix == "" and key in NOT_NUMBERS:
+        if f"{prefix}{key}" in NOT_NUMBERS:
             continue
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{key}.")

@@ -1,6 +1,7 @@
 """The table as people read it: two decimals, errors beside their values, the best in bold."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,8 +37,28 @@ def shown(table: pd.DataFrame, best: Cells = frozenset()) -> tuple[list[str], li
 def markdown(table: pd.DataFrame, best: Cells = frozenset()) -> str:
     """The table in Markdown, a dash where there is no number."""
     columns, rows = shown(table, best)
-    lines = [_line(columns), "|" + " --- |" * len(columns)]
+    lines = [_line([plain(name) for name in columns]), "|" + " --- |" * len(columns)]
     return "\n".join([*lines, *(_line([_markdown(cell) for cell in row]) for row in rows)]) + "\n"
+
+
+MARKS = re.compile(r"[\\`*|]|~~|(?<=\])\(|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
+"""What Markdown takes for more than a character; an underscore inside a word is one."""
+
+
+def plain(text: str) -> str:
+    """Text that Markdown shows as it is: on one line, without HTML, emphasis or links."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return MARKS.sub(lambda found: "".join(f"\\{c}" for c in found[0]), line)
+
+
+def harmless(table: pd.DataFrame) -> pd.DataFrame:
+    """The table for a spreadsheet: no text in it is taken for a formula."""
+    return table.map(lambda cell: f"'{cell}" if _is_formula(cell) else cell)
+
+
+def _is_formula(cell: Any) -> bool:
+    return isinstance(cell, str) and len(cell) > 1 and cell[0] in "=+-@\t\r"
 
 
 def _line(cells: Sequence[str]) -> str:
@@ -45,9 +66,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _markdown(cell: Cell) -> str:
-    text = " ".join(cell.text.split()).replace("|", "\\|") + (
-        f" ± {cell.error}" if cell.error else ""
-    )
+    text = plain(cell.text) + (f" ± {cell.error}" if cell.error else "")
     return f"**{text}**" if cell.best else text
 
 

@@ -30,8 +30,9 @@ from lorap_exp.models.checkpoint import (
     load,
     save,
 )
+from lorap_exp.models.families import meta_model
 from lorap_exp.models.layout import settings_of
-from lorap_exp.models.loading import load_model, meta_model
+from lorap_exp.models.loading import load_model
 from lorap_exp.models.source import Source
 from lorap_exp.planning.edits import Edit, Plan
 from lorap_exp.reporting.selection import plot_selection
@@ -40,7 +41,7 @@ from lorap_exp.steps.prepare import Inputs
 from lorap_exp.workspace.job import Job
 from lorap_exp.workspace.progress import Meter, bar, no_bar, say
 from lorap_exp.workspace.team import Team
-from lorap_exp.workspace.versions import source_digest, versions
+from lorap_exp.workspace.versions import origins
 
 Edits = dict[str, list[Edit]]
 
@@ -122,11 +123,11 @@ class Work:
     def resume(self, last: int) -> int:
         """The number of the first group that is still to do."""
         for number in range(last, -1, -1):
-            raw = self._job.read(f"group_{number}.json")
+            done = self._job.restore(f"group_{number}.json", Compression.from_dict)
             folder = self._folder(number, final=number == last)
-            if raw is not None and (folder / "config.json").is_file():
+            if done is not None and (folder / "config.json").is_file():
                 say("  compressed before, reloaded")
-                self.done, self._saved = Compression.from_dict(raw), folder
+                self.done, self._saved = done, folder
                 return number + 1
         return 0
 
@@ -224,7 +225,7 @@ class Work:
         )
 
     def _folder(self, number: int, *, final: bool) -> Path:
-        return self._job.model_folder if final else self._job.folder / "groups" / str(number)
+        return self._job.model_folder if final else self._job.folder / f"group_{number}"
 
     def save(self, number: int, *, final: bool) -> None:
         """Save the model, compare the reload with it, and note what was done."""
@@ -236,6 +237,7 @@ class Work:
                 model = export(model, inputs.model_config, self._cfg.export)
             save(model, inputs.tokenizer, folder)
             check_reload(model, folder, check_batch(inputs))
+            self._job.record(folder)
         self._model, self._saved = model, folder
         parameters = self.done.parameters | {"compressed": count_parameters(model)}
         self.done = Compression(
@@ -249,7 +251,7 @@ class Work:
         self._job.write(f"group_{number}.json", self.done.to_dict())
         self._job.discard("training")
         if final:
-            self._job.discard("groups")
+            self._job.discard(*(f"group_{before}" for before in range(number)))
 
 
 def whole_part(
@@ -280,7 +282,7 @@ def dense_key(cfg: Config, inputs: Inputs) -> dict[str, Any]:
         "model": inputs.model_digest,
         "dtype": cfg.dtype,
         "device": inputs.device.type,
-        "versions": versions() | {"source": source_digest()},
+        "versions": origins(),
     }
 
 

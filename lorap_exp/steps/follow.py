@@ -29,7 +29,7 @@ def follow(cfg: Config, folder: Path, team: Team) -> None:
         with tempfile.TemporaryDirectory() as own:
             inputs = prepare(cfg, Job(Path(own)), device)
         name, step = inputs.stack.groups()[number][0]
-        before = folder / "groups" / str(number - 1)
+        before = folder / f"group_{number - 1}"
         reload = partial(incoming, cfg, inputs, before)
         planned = job.read(f"planned_{number}.json")
         assert planned is not None, "rank 0 wrote the plan before it called the others"

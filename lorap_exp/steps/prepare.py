@@ -8,22 +8,24 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from lorap_exp.calibration.sampling import read_documents, sample_windows
+from lorap_exp.calibration.sampling import digest, read_documents, sample_windows
 from lorap_exp.calibration.walk import Walk
 from lorap_exp.config import AllocationConfig, Config
 from lorap_exp.data.source import DataSource, open_source
-from lorap_exp.errors import LorapError
+from lorap_exp.evaluation.profiles import PROFILES
 from lorap_exp.evaluation.suite import Suite, prepare_suite
 from lorap_exp.methods.contract import Stack, Texts, build_stack
 from lorap_exp.methods.planner import plan_stack
 from lorap_exp.models.checkpoint import count_parameters
-from lorap_exp.models.families import family_of
+from lorap_exp.models.digests import digest_tokenizer
+from lorap_exp.models.families import family_of, meta_model
 from lorap_exp.models.layout import dense_shape
-from lorap_exp.models.loading import digest_model, load_config, load_tokenizer, meta_model
+from lorap_exp.models.loading import digest_model, load_config, load_tokenizer
+from lorap_exp.models.tokenizers import check_ids, check_length, check_tokenizer
 from lorap_exp.planning.edits import Plan
 from lorap_exp.planning.knapsack import Knapsack
 from lorap_exp.planning.rounding import Rounding
-from lorap_exp.planning.rules import LayerShares, Rule, Uniform
+from lorap_exp.planning.rules import LayerShares, Proportions, Rule, Uniform
 from lorap_exp.planning.shapes import Shape
 from lorap_exp.planning.stack import Budget
 from lorap_exp.workspace.job import Job
@@ -73,11 +75,25 @@ def prepare(cfg: Config, job: Job, device: torch.device) -> Inputs:
     dense, budget = dense_shape(model_config), budget_of(cfg, model_config)
     plan = plan_stack(stack, dense, budget)
     tokenizer = load_tokenizer(cfg.model)
-    bos = tokenizer.bos_token_id if family_of(model_config.model_type).bos_every_chunk else None
+    check_lengths(cfg, stack, model_config)
+    asked = (cfg.evaluation.zero_shot, cfg.evaluation.generation)
+    ends = stack.trains or any(suite is not None for suite in asked)
+    check_tokenizer(tokenizer, model_config, ends=ends)
+    bos = tokenizer.bos_token_id if family_of(model_config).bos_every_chunk else None
     suite = prepare_suite(cfg.evaluation, data, tokenizer, job.folder / "tasks", bos)
-    check_length("calibration.length", cfg.calibration.length, model_config)
     needed = not plan.is_dense or cfg.analysis is not None
+    calibration = calibration_ids(cfg, data, tokenizer, bos) if needed else None
     texts = Texts(tokenizer, data, bos)
+    read = {} if plan.is_dense else {name: step.read(texts) for name, step in stack.steps}
+    trained = {f"method.stages.{name}": trained_ids(found) for name, found in read.items()}
+    scored = {f"evaluation.perplexity.texts {t.name}": chunks for t, chunks in suite.texts}
+    check_ids({"calibration": calibration, **trained, **scored}, model_config)
+    model_digest = digest_model(cfg.model, model_config, cfg.seed)
+    texts_read = {"calibration": calibration, **trained}
+    job.bind(
+        {"model": model_digest, "tokenizer": digest_tokenizer(tokenizer)}
+        | {name: None if ids is None else digest(ids) for name, ids in texts_read.items()}
+    )
     return Inputs(
         device=device,
         model_config=model_config,
@@ -87,26 +103,37 @@ def prepare(cfg: Config, job: Job, device: torch.device) -> Inputs:
         dense=dense,
         budget=budget,
         plan=plan,
-        calibration=calibration_ids(cfg, data, tokenizer, bos) if needed else None,
+        calibration=calibration,
         how=Walk(
             cfg.calibration.batch_size,
             cfg.calibration.propagation,
             cfg.calibration.order,
             cfg.calibration.hidden_states,
         ),
-        read={} if plan.is_dense else read_texts(stack, texts, model_config),
+        read=read,
         suite=suite,
         store=store,
-        model_digest=digest_model(cfg.model, model_config, cfg.seed),
+        model_digest=model_digest,
     )
 
 
-def read_texts(stack: Stack, texts: Texts, config: PreTrainedConfig) -> dict[str, Any]:
-    """What the steps train on, no sequence of it longer than the model's positions."""
+def trained_ids(read: Any) -> Tensor | None:
+    """Every token that a step trains on: of windows (samples, T), or of examples one by one."""
+    if read is None or isinstance(read, Tensor):
+        return read
+    return torch.cat([ids for ids, _ in read])
+
+
+def check_lengths(cfg: Config, stack: Stack, model_config: PreTrainedConfig) -> None:
+    """Every length that is asked for, against the model's positions."""
+    asked = {"calibration.length": cfg.calibration.length}
+    if cfg.evaluation.perplexity is not None:
+        profile = PROFILES[cfg.evaluation.perplexity.profile]
+        asked[f"evaluation.perplexity.profile {profile.name}: its chunks"] = profile.length
     for name, step in stack.steps:
-        for setting, length in step.lengths().items():
-            check_length(f"method.stages.{name}.{setting}", length, config)
-    return {name: step.read(texts) for name, step in stack.steps}
+        asked |= {f"method.stages.{name}.{setting}": n for setting, n in step.lengths().items()}
+    for setting, length in asked.items():
+        check_length(setting, length, model_config)
 
 
 def budget_of(cfg: Config, model_config: PreTrainedConfig) -> Budget:
@@ -128,17 +155,10 @@ def rule_of(allocation: AllocationConfig) -> Rule:
             return Knapsack(rounding, allocation.floor)
         case "layer_shares":
             return LayerShares(allocation.temperature, allocation.cap, rounding)
+        case "proportions":
+            return Proportions(tuple(allocation.factors.items()), rounding)
         case "uniform":
             return Uniform(rounding)
-
-
-def check_length(setting: str, length: int, model_config: PreTrainedConfig) -> None:
-    """No sequence is longer than the model's positions."""
-    most = getattr(model_config, "max_position_embeddings", None)
-    if most is not None and length > most:
-        raise LorapError(
-            f"{setting} must be at most {most}, the positions of the model, got {length}"
-        )
 
 
 def calibration_ids(

@@ -14,7 +14,8 @@ from lorap_exp.config import Config
 from lorap_exp.evaluation.scores import Scores
 from lorap_exp.evaluation.stability import Choices, Stability, compare
 from lorap_exp.evaluation.suite import evaluate
-from lorap_exp.models.loading import digest_tokenizer
+from lorap_exp.models.digests import digest_tokenizer
+from lorap_exp.models.greedy import end_tokens
 from lorap_exp.steps.compress import dense_key, load_dense
 from lorap_exp.steps.prepare import Inputs
 from lorap_exp.workspace.job import Job
@@ -25,21 +26,27 @@ def score(cfg: Config, inputs: Inputs, job: Job, meter: Meter, model: PreTrained
     """Everything that the job asks for but stability; a dense model is scored once for all jobs."""
 
     computed: list[Scores] = []
-
-    def scored() -> Scores:
-        computed.append(evaluate(inputs.suite, model, inputs.tokenizer, job, meter))
-        return computed[0]
-
-    if not inputs.plan.is_dense:
-        return scored()
     suite = inputs.suite
-    key = dense_key(cfg, inputs) | {
+    asked = {
         "evaluation": cfg.evaluation.model_dump(mode="json", exclude={"name"}),
         "tokenizer": digest_tokenizer(inputs.tokenizer),
         "texts": [text.sha256 for text, _ in suite.texts],
         "tasks": [inputs.data.task_digest(task) for task in suite.tasks],
         "generation": suite.generation.sha256 if suite.generation is not None else None,
+        "end": end_tokens(model),
     }
+    kept = job.under(asked | {"model": job.digest(job.model_folder)})
+
+    def scored() -> Scores:
+        for task in suite.tasks:  # a score without its answers cannot be compared
+            if kept.read(f"choices/{task}.json", sealed=True) is None:
+                kept.forget(f"scores/{task}.json")
+        computed.append(evaluate(suite, model, inputs.tokenizer, kept, meter))
+        return computed[0]
+
+    if not inputs.plan.is_dense:
+        return scored()
+    key = dense_key(cfg, inputs) | asked
     raw = inputs.store.json("scores", key, lambda: asdict(scored()))
     if not computed:
         say("  scored by another job of the same model")

@@ -1,7 +1,8 @@
-"""The folder of one job: what is finished is kept, what is cut is done again.
+"""The folder of one job: what is finished is kept, what is cut or damaged is done again.
 
-Every file is written atomically. A folder belongs to one configuration; the same configuration
-goes on where it stopped, another one is refused with the difference.
+Every file is written atomically, with the digest of its content inside. A folder belongs to one
+configuration; the same configuration goes on where it stopped, another one is refused with the
+difference. Nothing is written before the folder's lock is held.
 """
 
 import json
@@ -15,22 +16,30 @@ from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
-from lorap_exp.config import Config, identity
-from lorap_exp.errors import Busy, LorapError
-from lorap_exp.workspace.files import write_json, write_text
+from lorap_exp.config import Config, identity, shown
+from lorap_exp.errors import Busy, LorapError, one_line
+from lorap_exp.workspace.digests import digest_folder, digest_json
+from lorap_exp.workspace.files import remove_partials, write_json, write_text
 from lorap_exp.workspace.progress import say
+from lorap_exp.workspace.sealing import SEAL, seal, unseal
 
 T = TypeVar("T")
 PROBE = 1.0
 """Seconds to wait for a folder before it counts as in use: `read_status` holds it for a moment."""
+WRONG_SHAPE = (KeyError, TypeError, ValueError, AttributeError, IndexError, LorapError)
+"""What restoring a value raises when its file does not have the right shape."""
 
 
 class Job:
-    """An open job folder; `open_job` makes one."""
+    """An open job folder; `open_job` makes one. `of` stands for what its values are computed of."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, of: str | None = None) -> None:
+        self.folder, self.of = folder, of
         self.model_folder = folder / "model"
+
+    def under(self, of: Mapping[str, Any]) -> "Job":
+        """The same job, whose values count only when they were computed of the same."""
+        return Job(self.folder, digest_json(dict(of)))
 
     def settle(self, keep_model: bool) -> None:
         """What a finished job still has to do for who asks for it again."""
@@ -48,30 +57,127 @@ class Job:
         """Remove folders that are no longer needed."""
         for name in names:
             shutil.rmtree(self.folder / name, ignore_errors=True)
+            self._seal_of(name).unlink(missing_ok=True)
+
+    def forget(self, *names: str) -> None:
+        """Remove files, so that their steps are done again."""
+        for name in names:
+            (self.folder / name).unlink(missing_ok=True)
 
     def reuse(self, name: str, restore: Callable[..., T], compute: Callable[[], T]) -> T:
-        """A dataclass from `name`.json when it is there, else computed and written."""
-        raw = self.read(f"{name}.json")
-        if raw is not None:
-            return restore(**raw)
+        """A dataclass from `name`.json when it is there and sound, else computed and written."""
+        found = self.restore(f"{name}.json", lambda raw: restore(**raw))
+        if found is not None:
+            return found
         value = compute()
         assert is_dataclass(value) and not isinstance(value, type)
         self.write(f"{name}.json", asdict(value))
         return value
 
-    def read(self, name: str) -> Any | None:
-        """A file's content; None where there is none, or, with a warning, a damaged one."""
+    def restore(self, name: str, make: Callable[[Any], T]) -> T | None:
+        """A value from a file that `write` made; None, with a warning, where it is damaged."""
+        raw = self.read(name, sealed=True)
+        if raw is None:
+            return None
+        try:
+            return make(raw)
+        except WRONG_SHAPE as error:
+            say(f"  warning: '{self.folder / name}' is damaged and is made anew: {one_line(error)}")
+            return None
+
+    def read(self, name: str, *, sealed: bool = False) -> Any | None:
+        """A file's content; None where there is none, or, with a warning, a damaged one.
+
+        With `sealed`, a file without its digest counts as damaged.
+        """
         path = self.folder / name
         if not path.is_file():
             return None
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            content, of = unseal(raw, strict=sealed)
+        except (ValueError, RecursionError):
             say(f"  warning: '{path}' is damaged and is made anew")
             return None
+        if sealed and self.of is not None and of != self.of:
+            say(f"  warning: '{path}' is of other weights or texts and is made anew")
+            return None
+        return content
 
     def write(self, name: str, value: Any) -> None:
-        write_json(self.folder / name, value)
+        """A value of plain types, with its digest."""
+        write_json(self.folder / name, seal(value, self.of))
+
+    def record(self, folder: Path) -> None:
+        """Keep the digests of a saved model: a change from now on is seen."""
+        self.write(self._seal_of(folder.name).name, digest_folder(folder))
+
+    def digest(self, folder: Path) -> str | None:
+        """Stands for the files of a saved model as they were recorded."""
+        found = self.read(self._seal_of(folder.name).name)
+        return None if found is None else digest_json(found)
+
+    def changed(self, name: str) -> list[str]:
+        """Files of a saved model that are not as they were recorded."""
+        recorded = self.read(self._seal_of(name).name)
+        if not isinstance(recorded, dict):
+            return [f"{name} (its digests)"]
+        folder = self.folder / name
+        found = digest_folder(folder) if folder.is_dir() else {}
+        differing = {file for file in {*recorded, *found} if recorded.get(file) != found.get(file)}
+        return sorted(f"{name}/{file}" for file in differing)
+
+    def bind(self, inputs: Mapping[str, Any]) -> None:
+        """Do everything again where an input is not the one that the job began with."""
+        before = self.read("inputs.json")
+        if isinstance(before, dict):
+            changed = sorted(name for name in inputs if before.get(name) != inputs[name])
+            if changed and started(self.folder):
+                say(
+                    f"  warning: {', '.join(changed)} changed since '{self.folder}' was begun: "
+                    f"everything is done again"
+                )
+                self.restart()
+        self.write("inputs.json", dict(inputs))
+
+    def restart(self) -> None:
+        """Forget every step."""
+        groups = [f"group_{number}" for number in self._groups()]
+        files = ("selection", "spectra", "plan", "result", *groups)
+        self.forget(*(f"{name}.json" for name in files))
+        self.discard("model", "training", "scores", "choices", *groups)
+
+    def mend(self) -> None:
+        """Forget the steps whose files are damaged, with a warning; they are done again."""
+        remove_partials(self.folder, locked=True)
+        for name in ("result.json", "selection.json"):
+            if self.read(name, sealed=True) is None:
+                self.forget(name)
+        finished = (self.folder / "result.json").is_file()
+        if finished and not self.model_folder.exists():
+            return
+        for number in self._groups():
+            name = f"group_{number}"
+            kept = name if (self.folder / name).is_dir() else self.model_folder.name
+            changed = self.changed(kept)
+            if not changed and self.read(f"{name}.json", sealed=True) is not None:
+                return
+            if changed:
+                say(
+                    f"  warning: of '{self.folder}' {', '.join(changed[:3])} changed since it was "
+                    f"saved: the model is made anew"
+                )
+            self.forget(f"{name}.json", "plan.json", "result.json")
+            self.discard(kept)
+        self.forget("result.json")
+
+    def _groups(self) -> list[int]:
+        """Numbers of the groups of steps that are done, the last one first."""
+        found = [path.stem.removeprefix("group_") for path in self.folder.glob("group_*.json")]
+        return sorted((int(number) for number in found if number.isdecimal()), reverse=True)
+
+    def _seal_of(self, name: str) -> Path:
+        return self.folder / f"{name}_{SEAL}.json"
 
 
 @contextmanager
@@ -90,63 +196,38 @@ def open_job(folder: Path, cfg: Config, wait: bool = False, command: str = "") -
     try:
         lock.acquire()
     except Timeout as error:
-        _refuse_other(job, cfg)
+        refuse_other(job, cfg)
         raise Busy(f"output folder '{folder}' is in use by another process") from error
     try:
         if started(folder):
-            _refuse_other(job, cfg)
-        job.write("config.json", cfg.dump())
-        if command:
-            write_text(folder / "command.txt", command + "\n")
-        job.write("status.json", {"state": "running"})
+            refuse_other(job, cfg)
+        _begin(job, cfg.dump(), command)
         with record_failure(folder):
+            job.write("status.json", {"state": "running"})
+            job.mend()
             yield job
         job.write("status.json", {"state": "done"})
     finally:
         lock.release()
 
 
-def find_twin(folder: Path, cfg: Config) -> Path | None:
-    """Another job of the sweep that finished with the same settings, however they were given."""
-    if (folder / "config.json").exists():
-        return None
-    wanted = identity(cfg.dump())
-    for path in sorted(folder.parent.glob("*/result.json")):
-        other = Job(path.parent).read("config.json")
-        if isinstance(other, dict) and identity(other) == wanted:
-            return path.parent
-    return None
+def record_refusal(folder: Path, raw: Any, command: str, error: LorapError) -> None:
+    """Leave a wrong configuration and what is wrong with it, where no job works or has begun."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", timeout=PROBE):
+            if not started(folder):
+                job = Job(folder)
+                _begin(job, raw, command)
+                job.write("status.json", {"state": "failed", "error": str(error)})
+    except Timeout:
+        say(f"  '{folder}' is in use by another process: its files stay as they are")
 
 
-def describe_state(folder: Path, cfg: Config) -> str:
-    """What the same command would do with a job's folder; nothing is changed."""
-    job = Job(folder)
-    if started(folder):
-        try:
-            _refuse_other(job, cfg)
-        except LorapError as error:
-            return f"refused: {error}"
-    if job.read("result.json") is not None:
-        return "done"
-    if (status := read_status(folder)) is None:
-        return "would run"
-    found = sorted(path.stem for path in folder.glob("group_*.json"))
-    found += sorted(path.stem for path in (folder / "scores").glob("*.json"))
-    kept = f"; kept: {', '.join(found)}" if found else ""
-    reason = f": {status['error']}" if status.get("error") else ""
-    return f"{status['state']}{reason}{kept}"
-
-
-def read_status(folder: Path) -> dict[str, Any] | None:
-    """`status.json`; a job that says it runs but that no process holds was cut."""
-    status: dict[str, Any] | None = Job(folder).read("status.json")
-    if status is not None and status["state"] == "running":
-        try:
-            with FileLock(folder / ".lock", timeout=0):
-                return {"state": "cut", "error": "its process ended without a word (killed?)"}
-        except Timeout:
-            return status
-    return status
+def _begin(job: Job, config: Any, command: str) -> None:
+    job.write("config.json", config)
+    if command:
+        write_text(job.folder / "command.txt", command + "\n")
 
 
 @contextmanager
@@ -160,7 +241,7 @@ def record_failure(folder: Path) -> Iterator[None]:
         if not isinstance(error, LorapError):
             status["traceback"] = "".join(traceback.format_exception(error)[-6:])
         try:
-            write_json(folder / "status.json", status)
+            Job(folder).write("status.json", status)
         except OSError as unwritable:
             say(f"{folder}: the reason of the failure cannot be written: {unwritable}")
         raise
@@ -181,9 +262,10 @@ def started(folder: Path) -> bool:
     return any(any(folder.glob(name)) for name in names)
 
 
-def _refuse_other(job: Job, cfg: Config) -> None:
+def refuse_other(job: Job, cfg: Config) -> None:
+    """Raise where a folder holds what another configuration left."""
     before = job.read("config.json")
-    if before is None:
+    if not isinstance(before, dict):
         return
     differences = list(_differences(identity(before), identity(cfg.dump())))
     if differences:
@@ -199,4 +281,4 @@ def _differences(before: Any, now: Any, key: str = "") -> Iterator[str]:
             inner = f"{key}.{name}" if key else name
             yield from _differences(before.get(name), now.get(name), inner)
     elif before != now:
-        yield f"{key} was {before!r}, now {now!r}"
+        yield f"{key} was {shown(before)}, now {shown(now)}"

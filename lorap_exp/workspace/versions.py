@@ -7,21 +7,68 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
-PACKAGES = ("lorap-exp", "torch", "transformers", "lm-eval", "datasets", "hydra-core", "wandb")
+PACKAGES = (
+    "lorap-exp",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "sentencepiece",
+    "numpy",
+    "lm-eval",
+    "datasets",
+    "peft",
+    "hydra-core",
+    "wandb",
+)
+CODE = (
+    "analysis",
+    "calibration",
+    "data",
+    "evaluation",
+    "methods",
+    "models",
+    "ops",
+    "planning",
+    "steps",
+    "training",
+)
+"""What decides a number, below the package: not how a job is run, kept, reported or explained."""
+NO_NUMBER = ("hydra-core", "wandb")
+"""Packages of the record that change no number."""
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of every package that can change a number."""
+    """Versions of Python and of the packages that work on a job, for its record."""
     return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+
+
+def origins() -> dict[str, str]:
+    """What a stored value depends on beside its settings: code and packages that matter."""
+    kept = {name: found for name, found in versions().items() if name not in NO_NUMBER}
+    return kept | {"source": source_digest()}
 
 
 @cache
 def source_digest() -> str:
-    """Stands for the code of this package."""
-    here = Path(__file__).parent.parent
+    """Stands for the code of this package that decides numbers, `CODE`."""
+    return digest_code(Path(__file__).parent.parent)
+
+
+def digest_code(package: Path) -> str:
+    """The digest of the files of `CODE` below a package's folder.
+
+    Raises:
+        FileNotFoundError: a part of `CODE` is not there.
+    """
     digest = hashlib.sha256()
-    for path in sorted(here.rglob("*.py")):
-        digest.update(str(path.relative_to(here)).encode() + path.read_bytes())
+    for part in CODE:
+        files = sorted((package / part).rglob("*.py"))
+        if not files:
+            raise FileNotFoundError(f"{package / part} holds no code")
+        for path in files:
+            content = path.read_bytes()
+            digest.update(f"{path.relative_to(package)} {len(content)}\n".encode() + content)
     return digest.hexdigest()
 
 

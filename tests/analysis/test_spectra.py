@@ -5,8 +5,9 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from lorap_exp.analysis.spectra import measure_spectra, plot_spectra
+from lorap_exp.analysis.spectra import measure_spectra
 from lorap_exp.models.families import blocks_of
+from lorap_exp.reporting.spectra import plot_spectra
 
 IDS = torch.arange(8 * 16).view(8, 16) % 200
 

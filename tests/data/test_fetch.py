@@ -20,9 +20,10 @@ from lorap_exp.data.local import TASK_SPLITS, Local
 from lorap_exp.data.manifest import read_manifest
 from lorap_exp.data.wikitext import lines_of_rows, rows_of_lines
 from lorap_exp.errors import LorapError
+from lorap_exp.methods.contract import Texts
 from lorap_exp.methods.lora import LoraRecovery
-from lorap_exp.methods.stage import build_stack
 from lorap_exp.models.tiny import byte_tokenizer
+from tests.methods.stacks import stack_of, step_of
 
 WIKITEXT = ["", " = One = \n", "", " a page\x0cbreak <unk> \n", "", " = Zwei = \n", "", " ü \n"]
 CHOICES = {"text": ["a", "b"], "label": ["A", "B"]}
@@ -216,12 +217,12 @@ def test_recovery_reads_instructions_of_the_folder(
     tmp_path: Path, hub: StandIn, config: Callable[..., Any]
 ) -> None:
     few = "method.stages.recovery.validation_samples=4"
-    recovery = build_stack(config("method=lorap_lora", few).method).recovery
+    recovery = step_of(stack_of(config, "method=lorap_lora", few), "recovery")
     assert isinstance(recovery, LoraRecovery)
     fetch(tmp_path, ["ptb"], 5)
     with pytest.raises(LorapError, match=r"instructions/alpaca_cleaned.json.*recovery.file"):
-        recovery.examples(byte_tokenizer(), Local(tmp_path), None)
+        recovery.read(Texts(byte_tokenizer(), Local(tmp_path), None))
     fetch(tmp_path, ["alpaca"], 5)
-    assert len(recovery.examples(byte_tokenizer(), Local(tmp_path), None)) == 12
+    assert len(recovery.read(Texts(byte_tokenizer(), Local(tmp_path), None))) == 12
     fetched = json.loads((tmp_path / "instructions" / "alpaca_cleaned.json").read_text("utf-8"))
     assert fetched == ROWS["yahma/alpaca-cleaned"]

@@ -1,22 +1,25 @@
 """A stack planned and applied to a model in memory, as a job does it, without a job."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lorap_exp.calibration.evidence import Sharing
 from lorap_exp.calibration.survey import survey
 from lorap_exp.calibration.walk import Walk
-from lorap_exp.methods.contract import Stack
+from lorap_exp.config import Config
+from lorap_exp.methods.contract import Stack, Step, Whole, build_stack
 from lorap_exp.methods.engine import rewrite_blocks
 from lorap_exp.methods.planner import plan_group, plan_stack
 from lorap_exp.models.checkpoint import as_compressed
 from lorap_exp.models.families import shapes_of
 from lorap_exp.models.layout import settings_of
 from lorap_exp.models.source import Source
-from lorap_exp.planning.edits import Plan
+from lorap_exp.planning.edits import Edit, Plan
 from lorap_exp.planning.shapes import Shape
 from lorap_exp.planning.stack import Budget
 
@@ -26,6 +29,16 @@ def no_bars(label: str, unit: str) -> Any:
         return items
 
     return through
+
+
+def stack_of(config: Callable[..., Config], *overrides: str) -> Stack:
+    """The stack that a command line asks for."""
+    return build_stack(config(*overrides).method)
+
+
+def step_of(stack: Stack, name: str) -> Step:
+    """One step by the name that the configuration gives it."""
+    return dict(stack.steps)[name]
 
 
 def shape_of(model: PreTrainedModel) -> Shape:
@@ -43,6 +56,7 @@ def compress(
     ratio: float,
     ids: Tensor,
     how: Walk | None = None,
+    sharing: Sharing | None = None,
     **budget: Any,
 ) -> Plan:
     """Rewrite a model by a stack of one group of block steps; the plan as carried out."""
@@ -53,10 +67,23 @@ def compress(
     source = Source(model)
     probes = [probe for name, step in group for probe in step.survey(dense, edits[name])]
     if probes:
-        seen = survey(source, ids, probes, how, sharing=None, bars=no_bars)
+        seen = survey(source, ids, probes, how, sharing=sharing, bars=no_bars)
         edits = plan_group(stack, 0, dense, before, asked, seen=seen)
-    done = rewrite_blocks(source, group, edits, dense, ids=ids, how=how, sharing=None, bars=no_bars)
+    done = rewrite_blocks(
+        source, group, edits, dense, ids=ids, how=how, sharing=sharing, bars=no_bars
+    )
     return before + done
+
+
+def rewrite_whole(
+    step: Step, model: PreTrainedModel, edits: Sequence[Edit], ids: Tensor, folder: Path
+) -> Whole:
+    """What a step of reach "model" makes of a model."""
+    part = Whole(
+        lambda: model, calibration=ids, batch_size=4, read=None, folder=folder, bars=no_bars
+    )
+    step.apply(part, edits, None, {})
+    return part
 
 
 def rebuilt(model: PreTrainedModel, plan: Plan) -> PreTrainedModel:

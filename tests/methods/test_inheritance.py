@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from lorap_exp.errors import LorapError
 from lorap_exp.methods.streamline.networks import build_network
 from lorap_exp.models.families import blocks_of
-from lorap_exp.planning.spans import divide
+from lorap_exp.planning.edits import Insert
 
 Tiny = Callable[..., PreTrainedModel]
 
@@ -20,13 +20,13 @@ def test_an_inherited_mlp_computes_what_it_did(tiny: Tiny, name: str) -> None:
     """Whatever the family's activation is."""
     model = tiny(name, blocks=3)
     block = blocks_of(model)[1]
-    network = build_network(block, model, divide(1, 3, "swiglu", 1, False).replacements[0], "first")
+    network = build_network(block, model, Insert(1, 3, "swiglu"), "first")
     x = torch.randn(2, 5, 64)
     torch.testing.assert_close(network(x), block.module.get_submodule("mlp")(x))
 
 
 def test_what_cannot_be_inherited_is_refused(tiny: Tiny) -> None:
-    swiglu, ffn = (divide(1, 3, kind, 1, False).replacements[0] for kind in ("swiglu", "ffn"))
+    swiglu, ffn = Insert(1, 3, "swiglu"), Insert(1, 3, "ffn")
     llama = tiny(blocks=3)
     block = blocks_of(llama)[1]
     linear = block.linear("up")
@@ -43,7 +43,7 @@ def test_what_cannot_be_inherited_is_refused(tiny: Tiny) -> None:
 def test_inheriting_the_mlp(tiny: Tiny) -> None:
     llama = tiny(blocks=3)
     block = blocks_of(llama)[1]
-    swiglu, ffn = (divide(1, 3, kind, 1, False).replacements[0] for kind in ("swiglu", "ffn"))
+    swiglu, ffn = Insert(1, 3, "swiglu"), Insert(1, 3, "ffn")
     network = build_network(block, llama, swiglu, "first")
     assert torch.equal(network.get_parameter("replacement.up.weight"), block.weight("up"))
     with pytest.raises(LorapError, match=r"initialisation must be random or residual"):

@@ -1,6 +1,7 @@
 """Jobs that remove layers: several networks, cuts, whole stacks, bad settings."""
 
 import itertools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ from transformers import PreTrainedModel
 from lorap_exp import pipeline
 from lorap_exp.config import Config
 from lorap_exp.errors import LorapError
-from lorap_exp.methods import replacement_training
-from lorap_exp.methods.stage import build_stack, plan_method
-from lorap_exp.models.families import shapes_of
+from lorap_exp.methods.contract import build_stack
+from lorap_exp.methods.streamline import training as replacement_training
+from lorap_exp.methods.streamline.removal import LayerRemoval
+from lorap_exp.planning.edits import Drop, Factor, Insert, Resize
 from lorap_exp.training import loop
+from tests.methods.stacks import planned, shape_of, stack_of, step_of
 from tests.methods.streamline import FAST, T
 
 Make = Callable[..., Config]
@@ -35,8 +38,8 @@ def test_several_networks_and_caches(tmp_path: Path, config: Make, arrangement: 
             f"{T}.cache={cache}",
         )
         result = pipeline.run(cfg, tmp_path / cache)
-        assert len(result.plan.removal.replacements) == 2
-        assert len(result.plan.removal.layers) == 1 + 2
+        assert [type(edit) for edit in result.plan.edits] == [Insert, Insert]
+        assert len(result.plan.removed_layers) == 1 + 2
         assert result.kept == pytest.approx(5 / 6)
         assert not (tmp_path / cache / "training").exists()
         losses.append(result.curves["mse"]["train"])
@@ -75,9 +78,9 @@ def test_cut_in_the_middle_of_training(
 
 
 def test_training_always_ends_at_the_lowest_rate(config: Make) -> None:
-    cfg = config(*FAST, f"{T}.warmup=0.99", f"{T}.final_rate=0.00001")
-    removal = build_stack(cfg.method).removal
-    assert removal is not None
+    stack = stack_of(config, *FAST, f"{T}.warmup=0.99", f"{T}.final_rate=0.00001")
+    removal = step_of(stack, "layers")
+    assert isinstance(removal, LayerRemoval)
     schedule = removal.training.schedule(torch.float32)
     assert schedule.rate(schedule.steps - 1) == pytest.approx(1e-5)
 
@@ -87,31 +90,31 @@ def interrupt(*_: Any, **__: Any) -> Any:
 
 
 def test_the_stack_meets_the_ratio_exactly(tiny: Tiny, config: Make) -> None:
-    shapes = shapes_of(tiny(blocks=12))
+    model = tiny(blocks=12)
+    dense = shape_of(model)
     for kind, share in itertools.product(["none", "ffn", "transformer"], [0.3, 0.5, 0.8]):
-        cfg = config(
+        stack = stack_of(
+            config,
             "method=streamline_lorap",
             f"method.stages.layers.replacement={kind}",
             f"method.stages.layers.share={share}",
         )
-        plan = plan_method(build_stack(cfg.method), shapes, 0.4)
-        dense = sum(shape.parameters for shape in shapes)
+        plan = planned(stack, model, 0.4)
         step = sum(
-            m.out_features + m.in_features for s in shapes for m in s.matrices.values()
+            m.out_features + m.in_features for b in dense.blocks for m in b.matrices.values()
         )  # every rank and width may lose less than one
-        assert abs(plan.parameters(shapes) - 0.6 * dense) < step
-        assert plan.removal.layers and plan.reshapes
-        assert type(plan).from_json(plan.to_json()) == plan
+        assert abs(plan.shape(dense).parameters - 0.6 * dense.parameters) < step
+        assert plan.removed_layers
+        assert any(isinstance(edit, Factor | Resize) for edit in plan.edits)
+        assert type(plan).from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
 
 
 def test_nothing_is_factorised_where_the_layers_took_it_all(tiny: Tiny, config: Make) -> None:
     """k of 32 x 64 would break even at rank 21.3, so a rank of 21 would still be a loss."""
-    shapes = shapes_of(tiny(blocks=12))
     none = "method.stages.layers.replacement=none"
-    cfg = config("method=streamline_lorap", none, "method.stages.layers.share=1")
-    plan = plan_method(build_stack(cfg.method), shapes, 0.5)
-    assert len(plan.removal.layers) == 6
-    assert not plan.reshapes
+    stack = stack_of(config, "method=streamline_lorap", none, "method.stages.layers.share=1")
+    (edit,) = planned(stack, tiny(blocks=12), 0.5).edits
+    assert isinstance(edit, Drop) and len(edit.layers) == 6
 
 
 def test_a_whole_stack_runs(tmp_path: Path, config: Make) -> None:
@@ -161,7 +164,7 @@ def test_orders_that_cannot_work_are_refused(config: Make) -> None:
     with pytest.raises(LorapError, match="layers must be removed once and first"):
         build_stack(wrong)
     twice = method.model_copy(update={"stages": {"layers": layers, "more": layers}})
-    with pytest.raises(LorapError, match="more follows another removal"):
+    with pytest.raises(LorapError, match="removed once and first, .* but more follows layers"):
         build_stack(twice)
 
 
@@ -185,8 +188,8 @@ def test_a_shared_selection_respects_what_the_replacement_protects(
     for kind in ("none", "linear_merged"):
         cfg = config(*FAST, *few, f"method.stages.layers.replacement={kind}")
         result = pipeline.run(cfg, tmp_path / kind)
-        assert len(result.plan.removal.layers) == 2
-    assert result.plan.removal.layers[0] > 0
+        assert len(result.plan.removed_layers) == 2
+    assert result.plan.removed_layers[0] > 0
 
 
 def test_a_shortened_model_can_be_shortened_again(tmp_path: Path, config: Make) -> None:
@@ -196,7 +199,7 @@ def test_a_shortened_model_can_be_shortened_again(tmp_path: Path, config: Make) 
     rest = [setting for setting in FAST if not setting.startswith(("model.", "ratio="))]
     twice = config(*rest, *none, *path, "method.stages.layers.start=0")
     result = pipeline.run(twice, tmp_path / "twice")
-    assert len(result.plan.blocks) < len(once.plan.blocks)
+    assert len(result.planned.blocks) < len(once.planned.blocks) < 6
 
 
 @pytest.mark.parametrize("start", [0, 1, 5])
@@ -210,7 +213,7 @@ def test_gemma_with_one_kind_of_layer_left(tmp_path: Path, config: Make, start: 
         "method.stages.layers.criterion=fixed",
         f"method.stages.layers.start={start}",
     )
-    assert len(pipeline.run(cfg, tmp_path).plan.removal.layers) == 1
+    assert len(pipeline.run(cfg, tmp_path).plan.removed_layers) == 1
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,12 @@ import torch
 from transformers import PreTrainedModel
 
 from lorap_exp.config import Config
-from lorap_exp.methods.streamline.removal import LayerRemoval
 from lorap_exp.methods.streamline.linear import closed_form
-from lorap_exp.methods.stage import build_stack
+from lorap_exp.methods.streamline.removal import LayerRemoval
 from lorap_exp.models.families import blocks_of
-from lorap_exp.planning.plan import Removal
+from lorap_exp.planning.edits import Drop
 from lorap_exp.planning.spans import divide
+from tests.methods.stacks import rewrite_whole, stack_of, step_of
 
 Make = Callable[..., Config]
 Tiny = Callable[..., PreTrainedModel]
@@ -53,25 +53,20 @@ def test_a_linear_map_is_found_where_there_is_one(
         for name in ("o", "down"):
             for parameter in blocks_of(model)[2].linear(name).parameters():
                 parameter.zero_()
-    cfg = config(
+    stack = stack_of(
+        config,
         "method=streamline",
         f"method.stages.layers.replacement={replacement}",
         "method.stages.layers.ridge=1e-8",
         f"method.stages.layers.fit={fit}",
     )
-    stage = build_stack(cfg.method).removal
-    assert isinstance(stage, LayerRemoval)
-    removal = Removal((2,)) if replacement == "linear_merged" else divide(2, 3, "linear", 1, False)
+    step = step_of(stack, "layers")
+    assert isinstance(step, LayerRemoval)
+    edits = divide(2, 3, step.kind, 1, False)
+    assert replacement == "linear" or edits == [Drop((2,))]
     expected = model(IDS).logits
-    short, curves = stage.remove(
-        lambda: model,
-        removal,
-        calibration=torch.randint(1, 200, (16, 24)),
-        windows=None,
-        batch_size=4,
-        folder=tmp_path,
-        bars=lambda *_: iter,
-    )
+    part = rewrite_whole(step, model, edits, torch.randint(1, 200, (16, 24)), tmp_path)
+    short = part.model
     torch.testing.assert_close(short(IDS).logits, expected, atol=1e-3, rtol=1e-3)
-    assert not curves
+    assert not part.curves
     assert len(blocks_of(short)) == (3 if replacement == "linear_merged" else 4)

@@ -14,10 +14,11 @@ from lorap_exp.config import Config
 from lorap_exp.data.embedded import Embedded
 from lorap_exp.data.instructions import collate, encode
 from lorap_exp.errors import LorapError
+from lorap_exp.methods.contract import Texts, build_stack
 from lorap_exp.methods.lora import LoraRecovery, linear_paths
-from lorap_exp.methods.stage import build_stack
 from lorap_exp.models.tiny import byte_tokenizer
 from lorap_exp.training.loop import Schedule
+from tests.methods.stacks import stack_of, step_of
 
 Make = Callable[..., Config]
 FAST = [
@@ -35,6 +36,12 @@ FAST = [
 ]
 
 
+def recovery_of(config: Make, *overrides: str) -> LoraRecovery:
+    step = step_of(stack_of(config, *overrides), "recovery")
+    assert isinstance(step, LoraRecovery)
+    return step
+
+
 @pytest.mark.parametrize("path", ["direct", "published"])
 def test_recovery_lowers_the_loss(tmp_path: Path, config: Make, path: str) -> None:
     plain = pipeline.run(config(*FAST, "method.stages.recovery=null"), tmp_path / "plain")
@@ -42,16 +49,18 @@ def test_recovery_lowers_the_loss(tmp_path: Path, config: Make, path: str) -> No
     losses = [loss for _, loss in tuned.curves["recovery"]["validation"]]
     assert min(losses) < losses[0]
     assert tuned.scores.perplexity[0].perplexity < plain.scores.perplexity[0].perplexity
-    before, after = plain.plan.blocks[0], tuned.plan.blocks[0]
-    assert after.widths == before.widths
+    before, after = (result.planned.blocks[0] for result in (plain, tuned))
+    ranks = [{n: m.rank for n, m in b.matrices.items() if m.rank} for b in (before, after)]
+    assert set(ranks[0]) == {"q", "k", "v", "o"}
+    assert after.size("ffn") == before.size("ffn") < 176
     if path == "direct":
-        assert after.ranks == before.ranks
+        assert ranks[1] == ranks[0]
         assert tuned.parameters == plain.parameters
     else:
         break_even = {"q": 32, "k": 64 / 3, "v": 64 / 3, "o": 32}
-        larger = {name: rank + 8 for name, rank in before.ranks.items()}
-        assert after.ranks == {n: r for n, r in larger.items() if r < break_even[n]}
-    assert not (tmp_path / "tuned" / "compressed").exists()
+        larger = {name: rank + 8 for name, rank in ranks[0].items()}
+        assert ranks[1] == {n: r for n, r in larger.items() if r < break_even[n]}
+    assert not [path for path in (tmp_path / "tuned").glob("group_*") if path.is_dir()]
 
 
 def test_a_cut_recovery_goes_on_to_the_same_loss(
@@ -108,15 +117,13 @@ def test_instructions_from_a_file(tmp_path: Path, config: Make) -> None:
     path = tmp_path / "alpaca.json"
     rows = [{"instruction": f"Say {i}.", "input": "", "output": str(i)} for i in range(12)]
     path.write_text(json.dumps(rows))
-    recovery = build_stack(
-        config(
-            "method=lorap_lora",
-            f"method.stages.recovery.file={path}",
-            "method.stages.recovery.validation_samples=4",
-        ).method
-    ).recovery
-    assert isinstance(recovery, LoraRecovery)
-    assert len(recovery.examples(byte_tokenizer(), Embedded(), None)) == 12
+    recovery = recovery_of(
+        config,
+        "method=lorap_lora",
+        f"method.stages.recovery.file={path}",
+        "method.stages.recovery.validation_samples=4",
+    )
+    assert len(recovery.read(Texts(byte_tokenizer(), Embedded(), None))) == 12
 
 
 def test_the_learning_rate_reaches_its_minimum_at_the_last_step() -> None:
@@ -131,7 +138,7 @@ def test_the_learning_rate_reaches_its_minimum_at_the_last_step() -> None:
 def test_recovery_comes_last(config: Make) -> None:
     method = config("method=lorap_lora").method
     moved = {"recovery": method.stages["recovery"], **method.stages}
-    with pytest.raises(LorapError, match="recovery must come last, but attention follows it"):
+    with pytest.raises(LorapError, match="recovery must come last, but attention follows recovery"):
         build_stack(method.model_copy(update={"stages": moved}))
 
 
@@ -151,10 +158,9 @@ def test_micro_batches_change_nothing(tmp_path: Path, config: Make) -> None:
 
 
 def test_held_out_windows_share_no_document_with_the_rest(config: Make) -> None:
-    recovery = build_stack(config(*FAST).method).recovery
-    assert isinstance(recovery, LoraRecovery)
+    recovery = recovery_of(config, *FAST)
     tokenizer = byte_tokenizer()
-    examples = recovery.examples(tokenizer, Embedded(), bos=0)
+    examples = recovery.read(Texts(tokenizer, Embedded(), bos=0))
     assert all(ids[0] == 0 for ids, _ in examples)
     documents = Embedded().documents("embedded", "train")
 
@@ -167,14 +173,12 @@ def test_held_out_windows_share_no_document_with_the_rest(config: Make) -> None:
 
 
 def test_a_text_of_another_source_is_refused(config: Make) -> None:
-    recovery = build_stack(config(*FAST, "method.stages.recovery.text=c4").method).recovery
-    assert isinstance(recovery, LoraRecovery)
+    recovery = recovery_of(config, *FAST, "method.stages.recovery.text=c4")
     with pytest.raises(LorapError, match=r"method.stages.recovery.text must be embedded"):
-        recovery.examples(byte_tokenizer(), Embedded(), None)
+        recovery.read(Texts(byte_tokenizer(), Embedded(), None))
 
 
 def test_float16_losses_are_scaled(config: Make) -> None:
-    recovery = build_stack(config(*FAST).method).recovery
-    assert isinstance(recovery, LoraRecovery)
+    recovery = recovery_of(config, *FAST)
     assert recovery.schedule(100, torch.float16).loss_scale == 2**14
     assert recovery.schedule(100, torch.bfloat16).loss_scale == 1

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from lorap_exp.evaluation.perplexity import chunk, mean_nll
 from lorap_exp.calibration.walk import Walk
+from lorap_exp.evaluation.perplexity import chunk, mean_nll
 from lorap_exp.methods.contract import Stack
 from lorap_exp.methods.low_rank import LowRank
 from lorap_exp.methods.pruning import ChannelPruning
@@ -39,7 +39,7 @@ def test_published_code(shared: Path, name: str) -> None:
     model = AutoModelForCausalLM.from_pretrained(golden / "model", dtype=torch.float32).eval()
     metric = case["deco_method"].lower()
     attention = LowRank(
-        ("q", "k", "v", "o"), metric, 1.0, "published", case["para_allocate"], 1, True
+        ("q", "k", "v", "o"), metric, 1.0, "published", case["para_allocate"], 1, True, "pair"
     )
     mlp = ChannelPruning("published", case["mlp_least_save_ratio"], 1, True, 0)
     stack = Stack((("attention", attention), ("mlp", mlp)))

@@ -1,7 +1,7 @@
 """What a correct LLM-Streamline shows, statement by statement, on random models."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,13 @@ from lorap_exp.methods.streamline.networks import (
     relative_error,
 )
 from lorap_exp.methods.streamline.selection import bypassed
-from lorap_exp.models.checkpoint import check_reload, count_parameters, export, save, shorten
-from lorap_exp.models.families import blocks_of, shapes_of
-from lorap_exp.models.loading import meta_model
+from lorap_exp.models.checkpoint import check_reload, count_parameters, export, save
+from lorap_exp.models.families import blocks_of
+from lorap_exp.models.layout import dense_shape, shortened
+from lorap_exp.models.families import meta_model
 from lorap_exp.models.tiny import byte_tokenizer
-from lorap_exp.planning.plan import BlockPlan, Plan, Removal
-from lorap_exp.planning.spans import divide
+from lorap_exp.planning.edits import Drop, Edit, Insert
+from lorap_exp.planning.spans import divide, removed_parameters
 from lorap_exp.training import loop
 from lorap_exp.training.loop import Schedule
 from tests.methods.streamline import FAST, T
@@ -36,28 +37,24 @@ IDS = torch.arange(4 * 24).view(4, 24) % 200
 KINDS = ["ffn", "swiglu", "linear", "transformer"]
 
 
-def networks(model: PreTrainedModel, removal: Removal, start: str) -> dict[int, nn.Module]:
+def networks(model: PreTrainedModel, edits: Sequence[Edit], start: str) -> dict[int, nn.Module]:
     torch.manual_seed(1)
     blocks = blocks_of(model)
     return {
         part.start: build_network(blocks[part.start], model, part, start)  # type: ignore[arg-type]
-        for part in removal.replacements
+        for part in edits
+        if isinstance(part, Insert)
     }
-
-
-def planned(model: PreTrainedModel, removal: Removal) -> Plan:
-    shapes = removal.remaining(shapes_of(model))
-    return Plan(0.3, tuple(BlockPlan(shape.index) for shape in shapes), removal)
 
 
 def test_a_copied_layer_in_place_of_one_changes_nothing(tiny: Tiny, family: str) -> None:
     """Statement 1."""
     model = tiny(family, blocks=4)
-    removal = divide(2, 3, "transformer", 1, False)
-    modules = networks(model, removal, "first")
-    states, calls = front_of(model, removal)(IDS)
+    edits = divide(2, 3, "transformer", 1, False)
+    modules = networks(model, edits, "first")
+    states, calls = front_of(model, edits)(IDS)
     assert mapping_loss(list(modules.values()), states, calls, "series").item() == 0
-    assert torch.equal(shorten(model, removal, modules)(IDS).logits, model(IDS).logits)
+    assert torch.equal(shortened(model, edits, modules)(IDS).logits, model(IDS).logits)
 
 
 def test_the_relative_error_sees_every_token_and_the_largest() -> None:
@@ -81,11 +78,11 @@ def test_the_relative_error_sees_every_token_and_the_largest() -> None:
 def test_the_last_target_is_before_the_final_norm(tiny: Tiny, family: str) -> None:
     """Statement 2."""
     model = tiny(family, blocks=4)
-    removal = divide(2, 4, "ffn", 1, False)
+    edits = divide(2, 4, "ffn", 1, False)
     seen: list[torch.Tensor] = []
     blocks_of(model)[-1].module.register_forward_hook(lambda *call: seen.append(call[2]))
     normed = model.get_decoder()(IDS).last_hidden_state
-    states, _ = front_of(model, removal)(IDS)
+    states, _ = front_of(model, edits)(IDS)
     assert torch.equal(states[-1], seen[0])
     assert not torch.allclose(states[-1], normed)
 
@@ -94,9 +91,9 @@ def test_the_last_target_is_before_the_final_norm(tiny: Tiny, family: str) -> No
 def test_a_network_is_trained_with_the_causal_mask(tiny: Tiny, family: str, kind: str) -> None:
     """Statement 3: the published code trains without."""
     model = tiny(family, blocks=4)
-    removal = divide(1, 3, kind, 1, False)
-    (network,) = networks(model, removal, "random").values()
-    states, calls = front_of(model, removal)(IDS)
+    edits = divide(1, 3, kind, 1, False)
+    (network,) = networks(model, edits, "random").values()
+    states, calls = front_of(model, edits)(IDS)
     changed = states[0].clone()
     changed[:, 10] += 1
     before = network(states[0], *calls[0].args, **calls[0].kwargs)
@@ -125,9 +122,9 @@ def test_only_the_network_changes(
         "method.stages.layers.initialisation=random",
     )
     result = pipeline.run(cfg, tmp_path)
-    (start,) = (part.start for part in result.plan.removal.replacements)
+    (start,) = (part.start for part in result.plan.edits if isinstance(part, Insert))
     assert seen and all(name.startswith(f"{start}.") for name in seen)
-    removed = result.plan.removal.layers
+    removed = result.plan.removed_layers
     torch.manual_seed(0)
     from lorap_exp.models.loading import load_config, load_model
 
@@ -176,19 +173,17 @@ def test_parameter_counts_of_the_paper(
     dense = meta_model(config_)
     assert count_parameters(dense)["total"] == total
     layers, percent = drop
-    for removal, expected in [
-        (Removal(tuple(range(2, 2 + layers))), percent),
+    for edits, expected in [
+        ([Drop(tuple(range(2, 2 + layers)))], percent),
         (divide(2, 3 + layers, "ffn", 1, False), replaced),
     ]:
         with torch.device("meta"):
-            modules = {
-                part.start: networks(dense, removal, "random")[part.start]
-                for part in removal.replacements
-            }
-        left = count_parameters(shorten(dense, removal, modules))["total"]
+            modules = networks(dense, edits, "random")
+        left = count_parameters(shortened(dense, edits, modules))["total"]
         assert 100 * (1 - left / total) == pytest.approx(expected, abs=0.006)
     transformer = divide(2, 3 + layers, "transformer", 1, False)
-    assert transformer.parameters(shapes_of(dense)) == layers * shapes_of(dense)[0].parameters
+    shape = dense_shape(config_)
+    assert removed_parameters(transformer, shape) == layers * shape.blocks[0].parameters
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -198,10 +193,10 @@ def test_saved_loaded_and_generating(
 ) -> None:
     """Statements 7 and 10; a replacement may stand anywhere, also in front of the cache."""
     model = tiny(family, blocks=6)
-    removal = divide(start, start + 2, kind, 1, False)
-    modules = networks(model, removal, "random")
-    short = shorten(model, removal, {k: module.eval() for k, module in modules.items()})
-    exported = export(short, model.config, planned(model, removal), "factored")
+    edits = divide(start, start + 2, kind, 1, False)
+    modules = networks(model, edits, "random")
+    short = shortened(model, edits, {k: module.eval() for k, module in modules.items()})
+    exported = export(short, model.config, "factored")
     stock = exported.config.model_type == family
     assert stock == (kind == "transformer")
     save(exported, byte_tokenizer(), tmp_path / "model")
@@ -219,7 +214,7 @@ def test_saved_loaded_and_generating(
         for cache in (True, False)
     )
     assert torch.equal(cached, plain)
-    assert loaded.config.original_layers == [b.index for b in planned(model, removal).blocks]
+    assert loaded.config.original_layers == [b.index for b in blocks_of(short)]
 
 
 @pytest.mark.parametrize("batch", [1, 3, 8])
@@ -249,7 +244,7 @@ def test_none_equals_deleting_the_layers(tiny: Tiny, family: str) -> None:
     model = tiny(family, blocks=6)
     with bypassed(blocks_of(model)[i] for i in (1, 4)):
         expected = model(IDS).logits
-    short = shorten(model, Removal((1, 4)), {})
+    short = shortened(model, [Drop((1, 4))], {})
     assert torch.equal(short(IDS).logits, expected)
     assert [block.index for block in blocks_of(short)] == [0, 2, 3, 5]
     assert len(blocks_of(model)) == 6
@@ -258,9 +253,9 @@ def test_none_equals_deleting_the_layers(tiny: Tiny, family: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_residual_is_the_identity_at_the_start(tiny: Tiny, family: str, kind: str) -> None:
     model = tiny(family, blocks=4)
-    removal = divide(1, 3, kind, 1, kind != "transformer")
-    (network,) = networks(model, removal, "residual").values()
-    states, calls = front_of(model, removal)(IDS)
+    edits = divide(1, 3, kind, 1, kind != "transformer")
+    (network,) = networks(model, edits, "residual").values()
+    states, calls = front_of(model, edits)(IDS)
     found = network(states[0], *calls[0].args, **calls[0].kwargs)
     torch.testing.assert_close(found, states[0], atol=1e-6, rtol=1e-6)
 
@@ -269,8 +264,7 @@ def test_a_reloaded_short_model_counts_from_itself(tiny: Tiny, tmp_path: Path) -
     """Original numbers stay in its configuration, and layers can be removed once more."""
     model = tiny(blocks=6)
     model.config.eos_token_id = [1, 2, 3, 4, 5, 6]
-    first = Removal((1, 2))
-    short = export(shorten(model, first, {}), model.config, planned(model, first), "factored")
+    short = export(shortened(model, [Drop((1, 2))], {}), model.config, "factored")
     save(short, byte_tokenizer(), tmp_path / "model")
     loaded = lorap_exp.load(tmp_path / "model")
     assert loaded.config.original_layers == [0, 3, 4, 5]
@@ -278,4 +272,4 @@ def test_a_reloaded_short_model_counts_from_itself(tiny: Tiny, tmp_path: Path) -
     assert [block.index for block in blocks_of(loaded)] == [0, 1, 2, 3]
     with bypassed([blocks_of(loaded)[3]]):
         expected = loaded(IDS).logits
-    assert torch.equal(shorten(loaded, Removal((3,)), {})(IDS).logits, expected)
+    assert torch.equal(shortened(loaded, [Drop((3,))], {})(IDS).logits, expected)

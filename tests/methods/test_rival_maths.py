@@ -233,7 +233,7 @@ def test_absmean_is_svd_of_the_scaled_matrix_mapped_back(tiny: Tiny) -> None:
     x, W = inputs_of(model, "up")[0], blocks_of(model)[0].weight("up").clone()
     scale = x.abs().mean(0).sqrt()
     U, s, V = torch.linalg.svd(W * scale, full_matrices=False)
-    step = LowRank(("up",), "absmean", 0.5, "uniform", 3.0, 1, True)
+    step = LowRank(("up",), "absmean", 0.5, "uniform", 3.0, 1, True, "pair")
     compress(model, Stack((("all", step),)), 0.5, IDS)
     found = blocks_of(model)[0].linear("up")
     assert isinstance(found, LowRankLinear)

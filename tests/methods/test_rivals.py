@@ -66,7 +66,6 @@ def test_a_rival_from_plan_to_scores(tmp_path: Path, config: Make, method: str, 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.xfail(raises=TypeError, strict=True, reason="the modelling file knows no added bias")
 @pytest.mark.parametrize("method", BIASED)
 def test_a_rival_with_biases_from_plan_to_scores(
     tmp_path: Path, config: Make, method: str, kind: str

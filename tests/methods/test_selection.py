@@ -13,9 +13,9 @@ from lorap_exp.config import Config
 from lorap_exp.errors import LorapError
 from lorap_exp.evaluation.perplexity import mean_nll
 from lorap_exp.methods.streamline.selection import Selection, select
-from lorap_exp.models.checkpoint import shorten
 from lorap_exp.models.families import blocks_of
-from lorap_exp.planning.plan import Removal
+from lorap_exp.models.layout import shortened
+from lorap_exp.planning.edits import Drop
 
 Make = Callable[..., Config]
 Tiny = Callable[..., PreTrainedModel]
@@ -57,12 +57,12 @@ def test_scores_by_loss_equal_a_slow_reference(tiny: Tiny, family: str, criterio
     scores = dict(found.scores)
     assert not any(p.requires_grad or p.grad is not None for p in model.parameters())
     if criterion == "perplexity":
-        slow = {i: mean_nll(shorten(model, Removal((i,)), {}), IDS, 2) for i in (1, 2, 3, 4)}
+        slow = {i: mean_nll(shortened(model, [Drop((i,))], {}), IDS, 2) for i in (1, 2, 3, 4)}
         assert scores == pytest.approx(slow, abs=1e-4)
         assert found.removed == tuple(sorted(sorted(slow, key=lambda i: slow[i])[:2]))
     elif criterion == "sleb":
-        both = mean_nll(shorten(model, Removal(found.removed), {}), IDS, 2)
-        ones = {i: mean_nll(shorten(model, Removal((i,)), {}), IDS, 2) for i in (1, 2, 3, 4)}
+        both = mean_nll(shortened(model, [Drop(found.removed)], {}), IDS, 2)
+        ones = {i: mean_nll(shortened(model, [Drop((i,))], {}), IDS, 2) for i in (1, 2, 3, 4)}
         first = min(ones, key=lambda i: ones[i])
         (second,) = set(found.removed) - {first}
         assert scores == pytest.approx({first: ones[first], second: both}, abs=1e-4)

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lorap_exp.methods.streamline.selection import measure_similarities, select
-from lorap_exp.models.checkpoint import shorten
-from lorap_exp.planning.plan import Removal
+from lorap_exp.models.layout import shortened
+from lorap_exp.planning.edits import Drop
 
 
 @pytest.fixture(scope="module")
@@ -56,5 +56,5 @@ def test_dropping_layers_gives_the_published_logits(golden: Path, model: PreTrai
     for name in cases:
         length, start = name.removesuffix(".logits").removeprefix("m").split("_drop")
         layers = tuple(range(int(start), int(start) + int(length)))
-        logits = shorten(model, Removal(layers), {})(ids).logits
+        logits = shortened(model, [Drop(layers)], {})(ids).logits
         assert (logits - tensors[name]).norm() / tensors[name].norm() < 1e-4

@@ -12,35 +12,38 @@ import lorap_exp
 from lorap_exp.commands.info import describe
 from lorap_exp.config import ModelConfig
 from lorap_exp.errors import LorapError
-from lorap_exp.methods.channel_pruning import ChannelPruning
-from lorap_exp.methods.head_pruning import HeadPruning
+from lorap_exp.methods.contract import Stack
 from lorap_exp.methods.low_rank import LowRank
-from lorap_exp.methods.stage import Stage, compress, plan_stack
+from lorap_exp.methods.pruning import ChannelPruning, HeadPruning
 from lorap_exp.models.checkpoint import (
-    as_compressed,
     check_reload,
     count_parameters,
     export,
     save,
 )
-from lorap_exp.models.families import blocks_of, shapes_of
+from lorap_exp.models.families import blocks_of
 from lorap_exp.models.loading import load_config, load_model
 from lorap_exp.models.modeling_compressed import LowRankLinear
 from lorap_exp.models.tiny import byte_tokenizer
-from lorap_exp.planning.plan import Plan
+from lorap_exp.planning.edits import Plan
+from tests.methods.stacks import compress, rebuilt, shape_of
 
 Tiny = Callable[..., PreTrainedModel]
 IDS = torch.arange(8 * 16).view(8, 16) % 200
-STAGES: list[Stage] = [
-    LowRank(("q", "k", "v", "o"), "awsvd", 1.0, "published", 3.0, 1, True),
-    ChannelPruning("published", 0.01, 1, True, 0),
-]
+LORAP = Stack(
+    (
+        (
+            "attention",
+            LowRank(("q", "k", "v", "o"), "awsvd", 1.0, "published", 3.0, 1, True, "pair"),
+        ),
+        ("mlp", ChannelPruning("published", 0.01, 1, True, 0)),
+    )
+)
 
 
 def compressed(model: PreTrainedModel, ratio: float = 0.3) -> tuple[PreTrainedModel, Plan]:
-    plan = plan_stack(STAGES, shapes_of(model), ratio)
-    compress(model, STAGES, plan, ids=IDS, batch_size=4, propagation="compressed")
-    return as_compressed(model, plan), plan
+    plan = compress(model, LORAP, ratio, IDS)
+    return rebuilt(model, plan), plan
 
 
 def test_as_compressed_changes_no_logit_and_shares_the_weights(tiny: Tiny, family: str) -> None:
@@ -53,15 +56,15 @@ def test_as_compressed_changes_no_logit_and_shares_the_weights(tiny: Tiny, famil
 
 def test_parameters_are_those_of_the_plan(tiny: Tiny, family: str) -> None:
     model = tiny(family)
-    shapes, before = shapes_of(model), count_parameters(model)
+    dense, before = shape_of(model), count_parameters(model)
     result, plan = compressed(model)
     biases = sum(p.numel() for n, p in result.named_parameters() if "bias" in n and "norm" not in n)
     after = count_parameters(result)
-    assert after["decoder"] == plan.parameters(shapes) + biases
+    assert after["decoder"] == plan.shape(dense).parameters + biases
     assert before["total"] == sum(p.numel() for p in model.parameters()) + (
         before["decoder"] - after["decoder"]
     )
-    assert abs(plan.parameters(shapes) / sum(s.parameters for s in shapes) - 0.7) < 0.01
+    assert abs(plan.shape(dense).parameters / dense.parameters - 0.7) < 0.01
 
 
 def test_biases_survive(tiny: Tiny) -> None:
@@ -119,7 +122,7 @@ def test_a_plan_of_other_shapes_is_refused(tiny: Tiny) -> None:
     model = tiny()
     _, plan = compressed(model)
     with pytest.raises(RuntimeError, match=r"size mismatch|Missing key"):
-        as_compressed(tiny(), plan)
+        rebuilt(tiny(), plan)
 
 
 def test_a_folder_without_checkpoint_is_named(tmp_path: Path) -> None:
@@ -127,20 +130,17 @@ def test_a_folder_without_checkpoint_is_named(tmp_path: Path) -> None:
         lorap_exp.load(tmp_path)
 
 
-def prune_only(model: PreTrainedModel) -> tuple[PreTrainedModel, Plan]:
-    stages = STAGES[1:]
-    plan = plan_stack(stages, shapes_of(model), 0.3)
-    compress(model, stages, plan, ids=IDS, batch_size=4, propagation="compressed")
-    return as_compressed(model, plan), plan
+def prune_only(model: PreTrainedModel) -> PreTrainedModel:
+    return rebuilt(model, compress(model, Stack(LORAP.steps[1:]), 0.3, IDS))
 
 
 def test_uniform_widths_become_a_stock_architecture(
     tiny: Tiny, family: str, tmp_path: Path
 ) -> None:
     model = tiny(family)
-    result, plan = prune_only(model)
+    result = prune_only(model)
     expected = result(IDS).logits
-    stock = export(result, model.config, plan, "factored")
+    stock = export(result, model.config, "factored")
     torch.testing.assert_close(stock(IDS).logits, expected)
     assert stock.config.model_type == family
     save(stock, byte_tokenizer(), tmp_path / "model")
@@ -150,9 +150,9 @@ def test_uniform_widths_become_a_stock_architecture(
 
 def test_dense_export_multiplies_the_factors_out(tiny: Tiny, family: str, tmp_path: Path) -> None:
     model = tiny(family)
-    result, plan = compressed(model)
+    result, _ = compressed(model)
     logits = result(IDS).logits
-    dense = export(result, model.config, plan, "dense")
+    dense = export(result, model.config, "dense")
     assert not any(isinstance(module, LowRankLinear) for module in dense.modules())
     torch.testing.assert_close(dense(IDS).logits, logits, atol=1e-4, rtol=1e-4)
     assert dense.config.model_type == family
@@ -175,11 +175,13 @@ def test_batched_left_padding_and_a_second_save(tiny: Tiny, family: str, tmp_pat
 
 
 def test_info_tells_what_was_done(tiny: Tiny, tmp_path: Path) -> None:
+    dense = tiny()
     result, plan = compressed(tiny())
     save(result, byte_tokenizer(), tmp_path / "model")
     text = describe(tmp_path / "model")
-    assert f"r{plan.blocks[1].ranks['q']}" in text
-    assert f"o{plan.blocks[1].widths['mlp']}" in text
+    block = plan.shape(shape_of(dense)).by_index[1]
+    assert f"r{block.matrices['q'].rank}" in text
+    assert f"o{block.size('ffn')}" in text
     total = sum(parameter.numel() for parameter in result.parameters())
     assert f"{total:,}" in text and f"{4 * total:,}" in text
     counts = count_parameters(result)
@@ -192,10 +194,9 @@ def test_info_tells_what_was_done(tiny: Tiny, tmp_path: Path) -> None:
 
 def test_pruned_heads_become_a_stock_architecture(tiny: Tiny, tmp_path: Path) -> None:
     model = tiny(heads=8, kv_heads=4)
-    stages: list[Stage] = [HeadPruning("published"), *STAGES[1:]]
-    plan = plan_stack(stages, shapes_of(model), 0.5)
-    compress(model, stages, plan, ids=IDS, batch_size=4, propagation="compressed")
-    stock = export(as_compressed(model, plan), model.config, plan, "factored")
+    pruned = Stack((("attention", HeadPruning("published")), *LORAP.steps[1:]))
+    plan = compress(model, pruned, 0.5, IDS)
+    stock = export(rebuilt(model, plan), model.config, "factored")
     assert (stock.config.model_type, stock.config.num_key_value_heads) == ("llama", 2)
     torch.testing.assert_close(stock(IDS).logits, model(IDS).logits, rtol=0, atol=0)
 

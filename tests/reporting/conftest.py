@@ -11,14 +11,8 @@ import pytest
 from lorap_exp.evaluation.perplexity import Perplexity
 from lorap_exp.evaluation.scores import Scores
 from lorap_exp.evaluation.zero_shot import TaskScore
-from lorap_exp.planning.plan import (
-    BlockPlan,
-    BlockShape,
-    MatrixShape,
-    Plan,
-    Removal,
-    Replacement,
-)
+from lorap_exp.planning.edits import Edit, Factor, Insert, Plan, Resize
+from lorap_exp.planning.shapes import BlockShape, MatrixShape
 from lorap_exp.reporting.result import Result
 
 SIZES = {"q": (64, 64), "k": (32, 64), "v": (32, 64), "o": (64, 64)}
@@ -39,15 +33,12 @@ SCORED: dict[str, Any] = {
 def plan(ratio: float, removed: tuple[int, ...] = ()) -> Plan:
     """Ranks of 8 in every layer that stays; an ffn for the removed ones."""
     if ratio == 0:
-        return Plan(0.0, tuple(BlockPlan(index) for index in range(LAYERS)))
-    replacements = (Replacement(removed[0], removed[-1] + 1, "ffn"),) if removed else ()
-    sizes = {"ranks": {"q": 8, "k": 8}, "widths": {"mlp": 88}}
-    blocks = [
-        BlockPlan(i) if (i,) == removed[:1] else BlockPlan(i, **sizes)
-        for i in range(LAYERS)
-        if i not in removed[1:]
-    ]
-    return Plan(ratio, tuple(blocks), Removal(removed, replacements))
+        return Plan(0.0)
+    edits: list[Edit] = [Insert(removed[0], removed[-1] + 1, "ffn")] if removed else []
+    for index in range(LAYERS):
+        if index not in removed:
+            edits += [Factor(index, "q", 8), Factor(index, "k", 8), Resize(index, "ffn", 88)]
+    return Plan(ratio, tuple(edits))
 
 
 def make_result(

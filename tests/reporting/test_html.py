@@ -7,6 +7,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+from lorap_exp.planning.edits import Factor
 from lorap_exp.reporting.result import Result
 from lorap_exp.reporting.sweep import collect, write_report
 from tests.reporting.conftest import write_job
@@ -109,11 +110,9 @@ def test_twelve_jobs_of_a_large_model_stay_below_three_megabytes(
 ) -> None:
     for number in range(12):
         result = make(ratio=0.2 + number / 100)
-        block = result.plan.blocks[0]
-        names = dict.fromkeys(("q", "k", "v", "o", "gate", "up", "down"), 1234)
-        blocks = tuple(replace(block, index=i, ranks=names) for i in range(80))
         shapes = tuple(replace(result.shapes[0], index=i) for i in range(80))
-        large = replace(result, plan=replace(result.plan, blocks=blocks), shapes=shapes)
+        edits = tuple(Factor(i, name, 31) for i in range(80) for name in shapes[0].matrices)
+        large = replace(result, plan=replace(result.plan, edits=edits), shapes=shapes)
         write_job(tmp_path / str(number), large)
     text, _ = page(tmp_path)
     assert len(text.encode()) < 3_000_000

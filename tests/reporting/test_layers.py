@@ -10,7 +10,7 @@ def test_shares_of_the_dense_weights(sweep: Path) -> None:
     text = dict(size_maps(collect(sweep).jobs))["method=lorap,ratio=0.2"]
     share = 8 * (64 + 64) / (64 * 64)
     assert f"layer 0, q: rank 8 of 64, {share:.1%} of the dense weights" in text
-    assert "layer 3, mlp: width 88 of 176, 50.0%" in text
+    assert "layer 3, ffn: 88 of 176, 50.0%" in text
     assert "layer 0, v: dense" in text
 
 

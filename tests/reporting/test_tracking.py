@@ -62,7 +62,9 @@ def test_the_offline_run_holds_the_numbers(tmp_path: Path, config: Callable[...,
             file.name.split("_")[0]: json.loads(file.read_text())
             for file in path.parent.glob("files/media/table/*.json")
         }
-        assert [0, "q", "rank", result.plan.blocks[0].ranks["q"]] in tables["layers"]["data"]
+        assert [0, "q", "rank", result.planned.blocks[0].matrices["q"].rank] in tables["layers"][
+            "data"
+        ]
         assert "mean7_paper" in tables["table"]["columns"]
 
 

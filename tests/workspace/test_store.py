@@ -14,22 +14,22 @@ from filelock import FileLock
 from transformers import PreTrainedModel
 
 from lorap_exp import pipeline
-from lorap_exp.calibration import walk
-from lorap_exp.calibration.shared import Sharing
+from lorap_exp.calibration.evidence import Sharing
+from lorap_exp.calibration.statistics import SquaredNorm
+from lorap_exp.calibration.walk import Walk
 from lorap_exp.config import Config
 from lorap_exp.errors import LorapError
 from lorap_exp.methods import low_rank
-from lorap_exp.methods.stage import build_stack, compress, plan_stack
-from lorap_exp.models.families import shapes_of
-from lorap_exp.models.loading import digest_tokenizer
+from lorap_exp.models.digests import digest_tokenizer
 from lorap_exp.models.tiny import byte_tokenizer
 from lorap_exp.workspace.store import Store
+from tests.methods.stacks import compress, stack_of
 
 Make = Callable[..., Config]
 IDS = torch.arange(8 * 16).view(8, 16) % 200
 
 
-def never() -> Any:
+def never(*_: Any) -> Any:
     raise AssertionError("computed again")
 
 
@@ -82,16 +82,72 @@ def test_a_full_disk_costs_the_sharing_not_the_job(
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     store = Store(tmp_path, 10**6)
     store.json("k", {}, lambda: 1)
-    for name in ("half.bin", "whole.bin.partial", "busy.bin.partial"):
+    half, whole, busy = (c * 32 for c in "abc")
+    for name in (f"{half}.bin", f"{whole}.bin.partial", f"{busy}.bin.partial"):
         (tmp_path / "k" / name).write_bytes(b"0" * 100)
-    with FileLock(tmp_path / "k" / "busy.lock"):
+        (tmp_path / "k" / f"{name[:32]}.lock").touch()
+    with FileLock(tmp_path / "k" / f"{busy}.lock"):
         assert not store.prune(10**6)
-    assert {path.name for path in tmp_path.glob("k/*bin*")} - {"busy.bin.partial"} == {
-        path.name for path in tmp_path.glob("k/*.bin")
-    }
-    assert (tmp_path / "k" / "busy.bin.partial").exists()
-    assert not (tmp_path / "k" / "half.bin").exists()
+    left = {path.name for path in tmp_path.glob("k/*bin*")}
+    assert f"{busy}.bin.partial" in left and len(left) == 2
     assert store.json("k", {}, never) == 1
+
+
+FOREIGN = ["a/weights.bin", "a/x.bin.partial", "a/x.json", f"k/{'d' * 32}.bin", "k/notes.json"]
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_foreign_files_are_never_touched(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("{}")
+    store = Store(tmp_path, 10**6).open()
+    store.json("k", {}, lambda: 1)
+    assert len(store.prune(0)) == 1
+    assert path.read_text() == "{}"
+
+
+def test_a_folder_without_the_mark_is_not_pruned(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from lorap_exp.commands import subcommands
+
+    for command in ("prune", "list"):
+        with pytest.raises(SystemExit, match="--folder must be a store"):
+            subcommands.run(["store", command, "--folder", str(tmp_path)])
+    Store(tmp_path, 0).open()
+    subcommands.run(["store", "prune", "--folder", str(tmp_path)])
+    assert "0 entries removed" in capsys.readouterr().out
+
+
+def test_a_link_leads_the_store_nowhere(tmp_path: Path) -> None:
+    other, store = Store(tmp_path / "other", 10**6).open(), Store(tmp_path / "own", 0).open()
+    other.json("k", {}, lambda: 1)
+    (tmp_path / "own" / "k").symlink_to(tmp_path / "other" / "k")
+    assert store.prune(0) == [] and len(other.entries()) == 1
+
+
+def hold(folder: Path, ready: Path) -> None:
+    """A process that needs an entry, until it is killed."""
+    assert Store(folder, 10**6).pin("k", [{}])
+    ready.touch()
+    time.sleep(60)
+
+
+def test_what_another_process_needs_is_not_pruned(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store", 10**6).open()
+    store.json("k", {}, lambda: 1)
+    store.json("k", {"a": 1}, lambda: 2)
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=hold, args=(tmp_path / "store", tmp_path / "ready"))
+    process.start()
+    while not (tmp_path / "ready").exists():
+        assert process.is_alive()
+        time.sleep(0.05)
+    assert [entry.key for entry in store.prune(0)] == [{"a": 1}]
+    process.kill()
+    process.join()
+    assert [entry.key for entry in store.prune(0)] == [{}], "pins of the dead hold nothing"
 
 
 def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path, config: Make) -> None:
@@ -157,21 +213,12 @@ def test_sharing_changes_no_number(
     metric: str,
     propagation: str,
 ) -> None:
-    stages = build_stack(config(f"method.stages.attention.metric={metric}").method).stages
+    stack = stack_of(config, f"method.stages.attention.metric={metric}")
     sharing = Sharing(Store(tmp_path, 10**9), {"model": "tiny"}, {"calibration": "ids"})
     logits = []
     for keep in (None, sharing, sharing):
         model = tiny(blocks=3)
-        plan = plan_stack(stages, shapes_of(model), 0.4)
-        compress(
-            model,
-            stages,
-            plan,
-            ids=IDS,
-            batch_size=4,
-            propagation=propagation,
-            sharing=keep,
-        )
+        compress(model, stack, 0.4, IDS, Walk(4, propagation), sharing=keep)
         logits.append(model(IDS).logits)
     assert torch.equal(logits[0], logits[1])
     assert torch.equal(logits[0], logits[2])
@@ -180,13 +227,13 @@ def test_sharing_changes_no_number(
 def test_one_calibration_serves_every_ratio(
     tmp_path: Path, config: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second ratio runs no block, factorises nothing, and has the numbers of a lonely job."""
+    """The second ratio measures and factorises nothing, and has the numbers of a lonely job."""
     settings = ["calibration.propagation=original", "evaluation.zero_shot=null"]
     together = [*settings, f"store.folder={tmp_path}/together"]
     pipeline.run(config(*together, "ratio=0.5"), tmp_path / "one")
     lonely = config(*settings, f"store.folder={tmp_path}/alone", "ratio=0.4")
     expected = pipeline.run(lonely, tmp_path / "alone")
-    monkeypatch.setattr(walk, "record_calls", never)
+    monkeypatch.setattr(SquaredNorm, "update", never)
     monkeypatch.setattr(low_rank, "principal_outputs", never)
     second = pipeline.run(config(*together, "ratio=0.4"), tmp_path / "two")
     assert [p.nll for p in second.scores.perplexity] == [p.nll for p in expected.scores.perplexity]
@@ -198,7 +245,7 @@ def test_other_calibration_texts_are_not_mixed_up(tmp_path: Path, config: Make) 
     for index, change in enumerate(["seed=0", "seed=1", "calibration.samples=7", "dtype=bfloat16"]):
         pipeline.run(config(*settings, change), tmp_path / str(index))
     kinds = [entry.kind for entry in Store(tmp_path / "store", 0).entries()]
-    assert kinds.count("statistics") == 4 * 2
+    assert kinds.count("statistics") == 4 * 2 * len(("q", "o", "up", "down"))
     entries = Store(tmp_path / "store", 0).entries()
     keys = {json.dumps(entry.key, sort_keys=True) for entry in entries}
     assert len(keys) == len(kinds)

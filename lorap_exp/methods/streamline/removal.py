@@ -101,7 +101,7 @@ class LayerRemoval(Step):
     def check(self, config: PreTrainedConfig) -> None:
         """Raise unless the replacement fits the architecture."""
         normed_first = getattr(config, "do_layer_norm_before", True)  # not in OPT-350m
-        plain = family_of(config.model_type).plain_residual and normed_first
+        plain = family_of(config).plain_residual and normed_first
         if self.replacement == "linear_merged" and not plain:
             raise LorapError(
                 f"method.stages.layers.replacement must not be linear_merged for "

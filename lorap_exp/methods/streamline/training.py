@@ -70,6 +70,11 @@ class Training:
     def __post_init__(self) -> None:
         if len(set(self.stages)) < len(self.stages):
             raise ValueError(f"stages must name each stage once, got {list(self.stages)}")
+        if self.final_rate > self.learning_rate:
+            raise ValueError(
+                f"final_rate must be at most learning_rate ({self.learning_rate}), "
+                f"got {self.final_rate}"
+            )
         if self.validation_samples >= self.samples:
             raise ValueError(
                 f"validation_samples must be below samples ({self.samples}), "

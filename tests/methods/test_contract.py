@@ -6,17 +6,15 @@ from transformers import PreTrainedModel
 
 from lorap_exp.config import Config
 from lorap_exp.errors import LorapError
-from lorap_exp.methods.stage import Stage, build_stack, compress, plan_stack
-from lorap_exp.models.families import blocks_of, shapes_of
+from lorap_exp.methods.contract import Stack
+from lorap_exp.methods.refit import Refit
+from lorap_exp.models.families import blocks_of
 from lorap_exp.models.modeling_compressed import LowRankLinear
+from tests.methods.stacks import compress, planned, shape_of, stack_of
 
 IDS = torch.arange(8 * 16).view(8, 16) % 200
 Make = Callable[..., Config]
 Tiny = Callable[..., PreTrainedModel]
-
-
-def stages(config: Make, *overrides: str) -> list[Stage]:
-    return build_stack(config(*overrides).method).stages
 
 
 @pytest.mark.parametrize("metric", ["svd", "awsvd", "afm", "activation"])
@@ -24,15 +22,16 @@ def stages(config: Make, *overrides: str) -> list[Stage]:
 def test_every_axis_compresses_every_family(
     tiny: Tiny, family: str, config: Make, metric: str, allocation: str
 ) -> None:
-    chosen = stages(
+    chosen = stack_of(
         config,
         f"method.stages.attention.metric={metric}",
         f"method.stages.attention.allocation={allocation}",
     )
     model = tiny(family)
-    plan = plan_stack(chosen, shapes_of(model), 0.4)
-    compress(model, chosen, plan, ids=IDS, batch_size=4, propagation="compressed")
-    assert isinstance(blocks_of(model)[1].linear("q"), LowRankLinear)
+    compress(model, chosen, 0.4, IDS)
+    block = blocks_of(model)[1]
+    factored = {name for name in "qkvo" if isinstance(block.linear(name), LowRankLinear)}
+    assert factored and ("q" in factored or allocation == "spectrum")  # which may leave q dense
     assert torch.isfinite(model(IDS).logits).all()
 
 
@@ -47,9 +46,8 @@ def test_weighting_lowers_the_error_on_the_calibration_inputs(tiny: Tiny, config
         handle = linear.register_forward_pre_hook(lambda _, inputs, x=x: x.append(inputs[0]))
         model(IDS)
         handle.remove()
-        chosen = stages(config, f"method.stages.attention.metric={metric}")
-        plan = plan_stack(chosen, shapes_of(model), 0.4)
-        compress(model, chosen, plan, ids=IDS, batch_size=4, propagation="compressed")
+        chosen = stack_of(config, f"method.stages.attention.metric={metric}")
+        compress(model, chosen, 0.4, IDS)
         errors[metric] = (blocks_of(model)[0].linear("q")(x[0]) - linear(x[0])).norm().item()
     assert errors["activation"] < errors["awsvd"] < errors["svd"]
 
@@ -57,30 +55,29 @@ def test_weighting_lowers_the_error_on_the_calibration_inputs(tiny: Tiny, config
 def test_a_sublayer_alone_leaves_the_other_untouched(tiny: Tiny, config: Make) -> None:
     model = tiny()
     before = blocks_of(model)[0].weight("gate").clone()
-    chosen = stages(config, "method.stages.mlp=null")
-    plan = plan_stack(chosen, shapes_of(model), 0.4)
-    compress(model, chosen, plan, ids=IDS, batch_size=4, propagation="compressed")
+    chosen = stack_of(config, "method.stages.mlp=null")
+    compress(model, chosen, 0.4, IDS)
     assert torch.equal(blocks_of(model)[0].weight("gate"), before)
 
 
 def test_two_stages_with_one_target_are_refused(config: Make) -> None:
     with pytest.raises(LorapError, match="gate is a target of attention and of mlp"):
-        stages(config, "method.stages.attention.targets=[q,gate]")
+        stack_of(config, "method.stages.attention.targets=[q,gate]")
 
 
 def test_a_ratio_without_stages_is_refused(tiny: Tiny) -> None:
     with pytest.raises(LorapError, match=r"ratio must be 0 .* got 0.3"):
-        plan_stack([], shapes_of(tiny()), 0.3)
+        planned(Stack(()), tiny(), 0.3)
 
 
 def test_ratio_zero_is_dense(tiny: Tiny, config: Make) -> None:
     """Also where the break-even rank is no integer: 64 x 32 of grouped-query attention."""
-    assert plan_stack(stages(config), shapes_of(tiny()), 0.0).is_dense
+    assert planned(stack_of(config), tiny(), 0.0).is_dense
 
 
 def test_an_impossible_ratio_is_named(tiny: Tiny, config: Make) -> None:
     with pytest.raises(LorapError, match=r"ratio 0.99 cannot be planned: the rank of q in block 0"):
-        plan_stack(stages(config), shapes_of(tiny()), 0.99)
+        planned(stack_of(config), tiny(), 0.99)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +92,7 @@ def test_an_impossible_ratio_is_named(tiny: Tiny, config: Make) -> None:
 def test_wrong_fields_are_named(config: Make, override: str, message: str) -> None:
     plus = "+" if override.startswith("+") else ""
     with pytest.raises(LorapError, match=message):
-        stages(config, f"{plus}method.stages.{override.removeprefix('+')}")
+        stack_of(config, f"{plus}method.stages.{override.removeprefix('+')}")
 
 
 @pytest.mark.parametrize(
@@ -104,12 +101,11 @@ def test_wrong_fields_are_named(config: Make, override: str, message: str) -> No
 def test_every_importance_prunes_to_the_width(
     tiny: Tiny, family: str, config: Make, importance: str
 ) -> None:
-    chosen = stages(
+    chosen = stack_of(
         config, f"method.stages.mlp.importance={importance}", "method.stages.attention=null"
     )
     model = tiny(family)
-    plan = plan_stack(chosen, shapes_of(model), 0.4)
-    compress(model, chosen, plan, ids=IDS, batch_size=4, propagation="compressed")
+    compress(model, chosen, 0.4, IDS)
     assert blocks_of(model)[0].weight("down").shape[1] == 176 - (int(0.41 * 176) - 1)
 
 
@@ -117,16 +113,15 @@ def test_every_importance_prunes_to_the_width(
 def test_the_other_pairings_of_sublayers(
     tiny: Tiny, family: str, config: Make, method: str
 ) -> None:
-    chosen = stages(config, f"method={method}")
+    chosen = stack_of(config, f"method={method}")
     model = tiny(family, blocks=4)
-    shapes = shapes_of(model)
+    dense = shape_of(model)
     if method != "low_rank" and family in ("opt", "phi3"):
         with pytest.raises(LorapError, match="this family has a fixed number of heads"):
-            plan_stack(chosen, shapes, 0.5)
+            planned(chosen, model, 0.5)
         return
-    plan = plan_stack(chosen, shapes, 0.5)
-    done = compress(model, chosen, plan, ids=IDS, batch_size=4, propagation="compressed")
-    kept = done.parameters(shapes) / sum(shape.parameters for shape in shapes)
+    done = compress(model, chosen, 0.5, IDS)
+    kept = done.shape(dense).parameters / dense.parameters
     assert kept == pytest.approx(0.5, abs=0.03)
     assert torch.isfinite(model(IDS).logits).all()
 
@@ -140,41 +135,42 @@ def test_pruned_heads_stay_with_their_queries(tiny: Tiny, config: Make) -> None:
             part = block.weight(name)
             part.unflatten(0, (3, -1))[1] = 0
     before = model(IDS).logits
-    chosen = stages(config, "method=pruned", "method.stages.mlp=null")
-    plan = plan_stack(chosen, shapes_of(model), 1 / 3)
-    assert [block.widths["heads"] for block in plan.blocks] == [2, 2]
-    compress(model, chosen, plan, ids=IDS, batch_size=4, propagation="compressed")
+    chosen = stack_of(config, "method=pruned", "method.stages.mlp=null")
+    plan = planned(chosen, model, 1 / 3)
+    assert [block.size("heads") for block in plan.shape(shape_of(model)).blocks] == [2, 2]
+    compress(model, chosen, 1 / 3, IDS)
     assert blocks_of(model)[0].weight("q").shape == (64, 96)
     torch.testing.assert_close(model(IDS).logits, before, atol=1e-5, rtol=1e-4)
 
 
 def test_protected_blocks_stay_dense_and_the_others_pay(tiny: Tiny, config: Make) -> None:
-    shapes = shapes_of(tiny(blocks=6))
-    plan = plan_stack(stages(config), shapes, 0.3, protect=(1, 2))
-    dense = [not block.ranks and not block.widths for block in plan.blocks]
-    assert dense == [True, False, False, False, True, True]
-    kept = plan.parameters(shapes) / sum(shape.parameters for shape in shapes)
+    model = tiny(blocks=6)
+    dense, plan = shape_of(model), planned(stack_of(config), model, 0.3, protect=(1, 2))
+    pairs = zip(plan.shape(dense).blocks, dense.blocks, strict=True)
+    assert [a == b for a, b in pairs] == [True, False, False, False, True, True]
+    kept = plan.shape(dense).parameters / dense.parameters
     assert kept == pytest.approx(0.7, abs=0.02)
 
 
 def test_the_ratio_can_count_the_whole_model(tiny: Tiny, config: Make) -> None:
     model = tiny(blocks=6)
-    shapes, whole = shapes_of(model), sum(p.numel() for p in model.parameters())
-    plan = plan_stack(stages(config), shapes, 0.2, whole=whole)
-    removed = sum(shape.parameters for shape in shapes) - plan.parameters(shapes)
+    dense, whole = shape_of(model), sum(p.numel() for p in model.parameters())
+    plan = planned(stack_of(config), model, 0.2, whole=whole)
+    removed = dense.parameters - plan.shape(dense).parameters
     assert removed == pytest.approx(0.2 * whole, rel=0.03)
     with pytest.raises(LorapError, match="must leave something of the"):
-        plan_stack(stages(config), shapes, 0.9, whole=whole)
+        planned(stack_of(config), model, 0.9, whole=whole)
 
 
 def test_spectrum_spends_the_budget_of_its_block(tiny: Tiny, config: Make) -> None:
     model = tiny()
-    shapes = shapes_of(model)
-    chosen = stages(config, "method.stages.attention.allocation=spectrum")
-    plan = plan_stack(chosen, shapes, 0.4)
-    done = compress(model, chosen, plan, ids=IDS, batch_size=4, propagation="compressed")
-    assert done.parameters(shapes) <= plan.parameters(shapes)
-    assert done.parameters(shapes) == pytest.approx(plan.parameters(shapes), rel=0.02)
+    dense = shape_of(model)
+    chosen = stack_of(config, "method.stages.attention.allocation=spectrum")
+    asked = planned(chosen, model, 0.4).shape(dense)
+    done = compress(model, chosen, 0.4, IDS).shape(dense)
+    for one, other in zip(done.blocks, asked.blocks, strict=True):
+        assert one.parameters <= other.parameters
+        assert one.parameters == pytest.approx(other.parameters, rel=0.02)
 
 
 @pytest.mark.parametrize("protect", [(0, 2), (2, 0), (0, 31), (1, 1)])
@@ -182,31 +178,32 @@ def test_protecting_everything_is_refused(
     tiny: Tiny, config: Make, protect: tuple[int, int]
 ) -> None:
     with pytest.raises(LorapError, match=r"method.protect must leave at least one of the 2 blocks"):
-        plan_stack(stages(config), shapes_of(tiny()), 0.3, protect=protect)
+        planned(stack_of(config), tiny(), 0.3, protect=protect)
 
 
 def test_a_ratio_without_a_target_is_refused(tiny: Tiny, config: Make) -> None:
-    none = stages(config, "method.stages.attention.targets=[]", "method.stages.mlp=null")
+    with pytest.raises(LorapError, match="attention.targets must have at least one entry"):
+        stack_of(config, "method.stages.attention.targets=[]", "method.stages.mlp=null")
+    refit = Stack((("refit", Refit(("o",), 0.1)),))
     with pytest.raises(LorapError, match="no stage has a target"):
-        plan_stack(none, shapes_of(tiny()), 0.3)
-    gate = stages(config, "method.stages.attention.targets=[gate]", "method.stages.mlp=null")
+        planned(refit, tiny(), 0.3)
+    gate = stack_of(config, "method.stages.attention.targets=[gate]", "method.stages.mlp=null")
     with pytest.raises(LorapError, match="no stage has a target"):
-        plan_stack(gate, shapes_of(tiny("opt")), 0.3)
+        planned(gate, tiny("opt"), 0.3)
 
 
 def test_a_stage_without_a_class_is_named(config: Make) -> None:
     for wrong in ("{metric:svd}", "{_target_:lorap_exp.nowhere.Stage}"):
         with pytest.raises(LorapError, match=r"method.stages.x._target_ must name a class"):
-            stages(config, f"+method.stages.x={wrong}")
+            stack_of(config, f"+method.stages.x={wrong}")
 
 
 def test_a_non_finite_weight_names_block_and_matrix(tiny: Tiny, config: Make) -> None:
     model = tiny()
     blocks_of(model)[1].weight("v")[0, 0] = float("nan")
-    chosen = stages(config, "method=svd_all")
-    plan = plan_stack(chosen, shapes_of(model), 0.4)
+    chosen = stack_of(config, "method=svd_all")
     with pytest.raises(LorapError, match="compress: v in block 1: .* not finite"):
-        compress(model, chosen, plan, ids=IDS, batch_size=4, propagation="compressed")
+        compress(model, chosen, 0.4, IDS)
 
 
 def test_random_scores_follow_the_seed_of_the_job(config: Make) -> None:

@@ -1,0 +1,201 @@
+"""What a model's folder is, before any weight is read: loaded right, or refused in one sentence.
+
+The names and shapes of the stored tensors are compared with those of the architecture. Prefixes
+that wrappers leave (torch.compile, DataParallel, a multimodal model around its text model) are
+recognised; anything else that is missing, left over or of another size is an error.
+"""
+
+import re
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Size
+from transformers import PreTrainedModel
+
+from lorap_exp.errors import LorapError
+from lorap_exp.models.headers import FLOATS, Stored, read_json, refuse_pointer, stored_tensors
+
+WRAPPERS = (r"(^|\.)_orig_mod\.", r"^module\.", r"^(model\.)?language_model\.")
+"""Left by torch.compile, DataParallel, and a multimodal model around its text model."""
+BESIDE_TEXT = re.compile(
+    r"^(model\.)?(vision_tower|vision_model|visual|multi_modal_projector|audio_tower|"
+    r"vision_embed_tokens|embed_vision|embed_audio)\."
+)
+"""Parts of a multimodal model that are not its text model."""
+HARMLESS = re.compile(r"(^|\.)(rotary_emb\.inv_freq|position_ids|masked_bias|attn\.bias)$")
+"""Buffers that older versions of transformers saved; they are computed."""
+SHOWN = 3
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json", "spiece.model")
+
+
+@dataclass(frozen=True)
+class Match:
+    """Stored name -> name in the architecture, of every tensor that is loaded."""
+
+    names: Mapping[str, str]
+
+    @property
+    def renamed(self) -> dict[str, str]:
+        return {stored: name for stored, name in self.names.items() if stored != name}
+
+
+def check_folder(folder: Path) -> dict[str, Any]:
+    """The configuration of a folder that holds a whole model with weights in floating point.
+
+    Raises:
+        LorapError: it does not.
+    """
+    adapter = folder / "adapter_config.json"
+    if adapter.is_file():
+        base = read_json(adapter).get("base_model_name_or_path")
+        raise LorapError(
+            f"model.path must be a whole model, got '{folder}' with the adapter '{adapter.name}' "
+            f"of {base!r}: merge it (peft's merge_and_unload), or move it out of a folder whose "
+            f"own weights are meant"
+        )
+    if not (folder / "config.json").is_file():
+        raise LorapError(
+            f"model.path must be a hub id or a folder with config.json, got '{folder}'"
+        )
+    config = read_json(folder / "config.json")
+    for section in (config, config.get("text_config") or {}):
+        quantised = section.get("quantization_config") or section.get("compression_config")
+        if quantised:
+            method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
+            raise LorapError(
+                f"model.path must hold weights in floating point, got '{folder / 'config.json'}' "
+                f"with weights quantised by {method!r}: use the checkpoint it was made from"
+            )
+    return config
+
+
+def check_tokenizer_files(folder: Path) -> None:
+    """Raise where a folder has no tokenizer, or a Git LFS pointer in its place."""
+    found = [folder / name for name in TOKENIZERS if (folder / name).is_file()]
+    if not found:
+        raise LorapError(
+            f"model.path must hold its tokenizer ({', '.join(TOKENIZERS[:3])}), got '{folder}' "
+            f"without one"
+        )
+    for path in found:
+        refuse_pointer(path)
+        if path.suffix == ".json":
+            read_json(path)
+    if (folder / "tokenizer_config.json").is_file():
+        read_json(folder / "tokenizer_config.json")
+
+
+def match_folder(folder: Path, empty: PreTrainedModel, *, wrapped: bool = False) -> Match:
+    """Compare what is stored with the architecture of `empty`, whose tensors are shapes only.
+
+    Args:
+        folder: of weight files.
+        empty: the stock architecture, as its configuration says.
+        wrapped: it is the text model of a multimodal one, whose other parts are left out.
+
+    Raises:
+        LorapError: a tensor is missing, left over, of another size, or quantised.
+    """
+    return match(folder, stored_tensors(folder), empty, wrapped=wrapped)
+
+
+def match(
+    folder: Path, stored: Mapping[str, Stored], empty: PreTrainedModel, *, wrapped: bool
+) -> Match:
+    """See `match_folder`."""
+    state = empty.state_dict()
+    wanted = {name: tensor.shape for name, tensor in state.items()}
+    indices = {name for name, tensor in state.items() if not tensor.is_floating_point()}
+    prefix = f"{empty.base_model_prefix}."
+    names: dict[str, str] = {}
+    extra = []
+    for name in stored:
+        plain = _unwrapped(name)
+        plain = plain if plain in wanted or prefix + plain not in wanted else prefix + plain
+        if plain in wanted:
+            names[name] = plain
+        elif not HARMLESS.search(name) and not (wrapped and BESIDE_TEXT.match(name)):
+            extra.append(name)
+    _refuse_doubles(folder, names)
+    _refuse_sizes(folder, {name: stored[name] for name in names}, names, wanted, indices)
+    tied = empty.all_tied_weights_keys
+    found = set(names.values())
+    missing = [
+        name
+        for name in wanted
+        if name not in found and tied.get(name) not in found and not _source(name, tied, found)
+    ]
+    if missing or extra:
+        parts = [("lacks", missing), ("has beside them", extra)]
+        said = " and ".join(f"{verb} {_some(lost)}" for verb, lost in parts if lost)
+        raise LorapError(
+            f"model.path must hold exactly the tensors of a {type(empty).__name__} as its "
+            f"config.json says, got '{folder}', which {said}"
+        )
+    return Match(names)
+
+
+def check_complete(folder: Path, empty: PreTrainedModel) -> None:
+    """Raise unless the weight files of a saved model hold exactly what its architecture has."""
+    found = match_folder(folder, empty)
+    if found.renamed:
+        raise LorapError(
+            f"the checkpoint in '{folder}' must have the names it was saved with, got "
+            f"{_some(list(found.renamed))}"
+        )
+
+
+def _unwrapped(name: str) -> str:
+    """A name without what wrappers put in front of it, however many there are."""
+    while True:
+        shorter = name
+        for pattern in WRAPPERS[:2]:
+            shorter = re.sub(pattern, lambda found: "." if found[0][0] == "." else "", shorter)
+        inner = re.sub(WRAPPERS[2], "", shorter)
+        if inner == name:
+            return name
+        name = inner
+
+
+def _source(name: str, tied: Mapping[str, str], found: set[str]) -> bool:
+    """Whether another tensor that is there will stand for this one."""
+    return any(source == name and target in found for target, source in tied.items())
+
+
+def _refuse_doubles(folder: Path, names: Mapping[str, str]) -> None:
+    seen: dict[str, str] = {}
+    for stored, name in names.items():
+        if name in seen:
+            raise LorapError(
+                f"model.path must hold each tensor once, got '{folder}' with '{seen[name]}' and "
+                f"'{stored}', which are the same tensor"
+            )
+        seen[name] = stored
+
+
+def _refuse_sizes(
+    folder: Path,
+    stored: Mapping[str, Stored],
+    names: Mapping[str, str],
+    wanted: Mapping[str, Size],
+    indices: Set[str],
+) -> None:
+    for name, tensor in stored.items():
+        where = f"'{name}' of '{folder / tensor.file}'"
+        if tensor.dtype not in FLOATS and names[name] not in indices:
+            raise LorapError(
+                f"model.path must hold weights in floating point ({', '.join(FLOATS)}), got "
+                f"{where} of type {tensor.dtype}: it is quantised"
+            )
+        if tensor.shape != tuple(wanted[names[name]]):
+            raise LorapError(
+                f"model.path: {where} must have the shape {list(wanted[names[name]])} that "
+                f"config.json says, got {list(tensor.shape)}"
+            )
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(f"'{name}'" for name in names[:SHOWN]) + more

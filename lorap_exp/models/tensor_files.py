@@ -1,0 +1,124 @@
+"""Safetensors files read and written a few tensors at a time, without mapping them into memory.
+
+A file is 8 bytes (the header's length, little-endian), the header in JSON, and the tensors. What is
+written here is byte for byte what `safetensors` writes for the same tensors.
+"""
+
+import json
+import struct
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+TYPES = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I32": torch.int32,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "I64": torch.int64,
+}
+"""In the order of safetensors: a file holds the last kinds first."""
+NAMES = {dtype: name for name, dtype in TYPES.items()}
+CHUNK = 2**24
+"""Bytes copied at a time."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor's bytes are."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    size: int
+
+
+def places_in(path: Path) -> dict[str, Place]:
+    """Every tensor of a safetensors file."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header: dict[str, Any] = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    found = {}
+    for name, entry in header.items():
+        begin, end = entry["data_offsets"]
+        shape = tuple(entry["shape"])
+        found[name] = Place(path, entry["dtype"], shape, 8 + length + begin, end - begin)
+    return found
+
+
+def read(place: Place) -> Tensor:
+    """A tensor, copied into memory."""
+    raw = np.fromfile(place.file, dtype=np.uint8, count=place.size, offset=place.start)
+    if len(raw) < place.size:
+        raise ValueError(f"'{place.file}' ends inside a tensor")
+    return torch.from_numpy(raw).view(TYPES[place.dtype]).reshape(place.shape)
+
+
+def layout(tensors: Mapping[str, Tensor | Place]) -> tuple[bytes, list[str]]:
+    """The header of a file that holds these tensors, and their order in it."""
+
+    kinds = {
+        name: found.dtype if isinstance(found, Place) else NAMES[found.dtype]
+        for name, found in tensors.items()
+    }
+    ranks = {kind: rank for rank, kind in enumerate(TYPES)}
+    order = sorted(tensors, key=lambda name: (-ranks[kinds[name]], name))
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for name in order:
+        kind, shape = kinds[name], list(tensors[name].shape)
+        size = TYPES[kind].itemsize * int(np.prod(shape, dtype=np.int64))
+        entries[name] = {"dtype": kind, "shape": shape, "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text, order
+
+
+def write(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A file of tensors that are in memory."""
+    header, order = layout(tensors)
+    with path.open("wb") as file:
+        file.write(header)
+        for name in order:
+            whole = tensors[name].detach().cpu().contiguous()
+            file.write(whole.view(-1).view(torch.uint8).numpy().data)
+
+
+def gather(path: Path, places: Mapping[str, Place], note: Callable[[int], None]) -> None:
+    """A file of tensors that lie in other files, copied without holding one whole.
+
+    `note` is told the bytes that were copied.
+    """
+    header, order = layout(places)
+    with path.open("wb") as file:
+        file.write(header)
+        for name in order:
+            place = places[name]
+            with place.file.open("rb") as source:
+                source.seek(place.start)
+                left = place.size
+                while left:
+                    part = source.read(min(left, CHUNK))
+                    if not part:
+                        raise ValueError(f"'{place.file}' ends inside {name}")
+                    file.write(part)
+                    note(len(part))
+                    left -= len(part)
+
+
+def merged(files: Iterable[Path]) -> dict[str, Place]:
+    """Every tensor of several files."""
+    return {name: place for path in files for name, place in places_in(path).items()}
