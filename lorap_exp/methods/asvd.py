@@ -58,7 +58,7 @@ class Sensitivity:
         self, model: PreTrainedModel, ids: Tensor, batch_size: int, progress: Any
     ) -> dict[str, Any]:
         visit = Visit(self.targets, tuple(metric_probes("absmean", self.targets)))
-        how = Walk(batch_size, "original")
+        how = Walk(batch_size, "original", rewrite=False)
         seen = {block.index: found for block, _, found in walk(Source(model), ids, [visit], how)}
         blocks, rows = blocks_of(model), ids[: self.samples].to(model.device)
         batches = [(batch, hidden_states(model, blocks, batch)) for batch in rows.split(batch_size)]
