@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -98,7 +98,7 @@ class Section(BaseModel):
         """Neither true for 1, nor a whole number that no library holds."""
         if isinstance(value, bool):
             kind = cls.model_fields[info.field_name or ""].annotation
-            if kind is not bool:
+            if bool not in (kind, *get_args(kind)):
                 raise ValueError("must not be true or false")
         elif isinstance(value, int) and abs(value) > LARGEST:
             raise ValueError(f"must lie in [-{LARGEST}, {LARGEST}]")
@@ -320,6 +320,7 @@ class Config(Section):
     output_root: Annotated[FolderPath, BOOKKEEPING]
     store: Annotated[StoreConfig, BOOKKEEPING]
     export: Literal["factored", "dense"]
+    stream: Annotated[bool | Literal["auto"], BOOKKEEPING]
     keep_model: Annotated[bool, BOOKKEEPING]
     published: Annotated[PublishedName | None, BOOKKEEPING]
     analysis: AnalysisConfig | None

@@ -8,7 +8,7 @@ modelling file and the tokenizer. No pickle.
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -260,11 +260,21 @@ def load_config(folder: Path) -> PreTrainedConfig:
     return config
 
 
-def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write model and tokenizer to `folder`: complete or, when interrupted, not at all."""
+def save(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    weights: Callable[[Path], None] | None = None,
+) -> None:
+    """Write model and tokenizer to `folder`: complete or, when interrupted, not at all.
+
+    `weights` writes the weights of a model that has none in memory.
+    """
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
+    model.save_pretrained(partial, state_dict=None if weights is None else {})
+    if weights is not None:
+        weights(partial)
     tokenizer.save_pretrained(partial)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)

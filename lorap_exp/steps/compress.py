@@ -38,6 +38,7 @@ from lorap_exp.planning.edits import Edit, Plan
 from lorap_exp.reporting.selection import plot_selection
 from lorap_exp.reporting.spectra import plot_spectra
 from lorap_exp.steps.prepare import Inputs
+from lorap_exp.steps.stream import compress_streamed, streams
 from lorap_exp.workspace.job import Job
 from lorap_exp.workspace.progress import Meter, bar, no_bar, say
 from lorap_exp.workspace.team import Team
@@ -99,6 +100,9 @@ def compress(
     """The compressed model: from the job's folder as far as it was saved, else made and saved."""
     groups = 0 if inputs.plan.is_dense else len(inputs.stack.groups())
     work = Work(cfg, inputs, job, meter)
+    if work.resume(max(groups - 1, 0)) == 0 and streams(cfg, inputs):
+        work.stream()
+        return work.model(), work.done
     last = max(groups - 1, 0)
     start = work.resume(last)
     for number in range(start, groups):
@@ -182,6 +186,15 @@ class Work:
             )
             self._advance(carried, {})
 
+    def stream(self) -> None:
+        """Compress block by block from disk to disk."""
+        shared = sharing(self._cfg, self._inputs)
+        plan, counts = compress_streamed(self._cfg, self._inputs, self._job, self._meter, shared)
+        self._saved = self._job.model_folder
+        self._job.record(self._saved)
+        self._advance(plan.edits, {})
+        self._note(0, counts)
+
     def _plan(self, number: int) -> Edits:
         """The edits of each step, in view of what it asks to be measured."""
         inputs, group = self._inputs, self._inputs.stack.groups()[number]
@@ -239,19 +252,22 @@ class Work:
             check_reload(model, folder, check_batch(inputs))
             self._job.record(folder)
         self._model, self._saved = model, folder
-        parameters = self.done.parameters | {"compressed": count_parameters(model)}
+        self._note(number, count_parameters(model))
+        self._job.discard("training")
+        if final:
+            self._job.discard(*(f"group_{before}" for before in range(number)))
+
+    def _note(self, number: int, parameters: dict[str, int]) -> None:
+        """Write down what was done up to a group."""
         self.done = Compression(
             self.done.plan,
-            parameters,
+            self.done.parameters | {"compressed": parameters},
             self.done.seconds | self._meter.seconds,
             self.done.peak_memory | self._meter.peak_memory,
             self.done.curves,
         )
         self._job.write("plan.json", self.done.plan.to_dict())
         self._job.write(f"group_{number}.json", self.done.to_dict())
-        self._job.discard("training")
-        if final:
-            self._job.discard(*(f"group_{before}" for before in range(number)))
 
 
 def whole_part(

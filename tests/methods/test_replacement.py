@@ -21,9 +21,8 @@ from lorap_exp.methods.streamline.networks import (
 )
 from lorap_exp.methods.streamline.selection import bypassed
 from lorap_exp.models.checkpoint import check_reload, count_parameters, export, save
-from lorap_exp.models.families import blocks_of
+from lorap_exp.models.families import blocks_of, meta_model
 from lorap_exp.models.layout import dense_shape, shortened
-from lorap_exp.models.families import meta_model
 from lorap_exp.models.tiny import byte_tokenizer
 from lorap_exp.planning.edits import Drop, Edit, Insert
 from lorap_exp.planning.spans import divide, removed_parameters
