@@ -3,7 +3,7 @@
 Paper: arXiv 2312.05821. Code: hahnyuan/ASVD4LLM. W S = U s V^T with S = diag(mean|x|^.5), cut at a
 rank and mapped back. Each matrix alone is cut to a few shares of its parameters and the loss is
 measured: its sensitivity. The paper takes shares .1, .2, ..., .9 and 32 x 2048 tokens.
-Where ours differs: fewer shares and tokens by default (five `levels`, 4 sequences), rank 1 as the
+Where ours differs: fewer shares and tokens by default (three `levels`, 4 sequences), rank 1 as the
 lowest, and losses between the levels are interpolated; a knapsack makes their sum least under the
 budget, where the paper searches one ceiling on the loss of every matrix; each measurement runs the
 model from the changed block on.
@@ -58,7 +58,7 @@ class Sensitivity:
         self, model: PreTrainedModel, ids: Tensor, batch_size: int, progress: Any
     ) -> dict[str, Any]:
         visit = Visit(self.targets, tuple(metric_probes("absmean", self.targets)))
-        how = Walk(batch_size, "original")
+        how = Walk(batch_size, "original", rewrite=False)
         seen = {block.index: found for block, _, found in walk(Source(model), ids, [visit], how)}
         blocks, rows = blocks_of(model), ids[: self.samples].to(model.device)
         batches = [(batch, hidden_states(model, blocks, batch)) for batch in rows.split(batch_size)]

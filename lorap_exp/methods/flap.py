@@ -18,7 +18,7 @@ from typing import Annotated, Any, ClassVar
 import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from lorap_exp.calibration.evidence import Evidence, Survey
@@ -26,7 +26,7 @@ from lorap_exp.calibration.probes import ModelProbe, Probe
 from lorap_exp.methods.contract import Carry, Part, Step
 from lorap_exp.methods.pruning import head_option, keep_units, size_of
 from lorap_exp.models.families import Block, blocks_of
-from lorap_exp.models.modeling_compressed import reshape_linear
+from lorap_exp.models.rewriting import dense_like
 from lorap_exp.ops import channels
 from lorap_exp.planning.edits import Edit
 from lorap_exp.planning.options import Option, width_option
@@ -128,13 +128,8 @@ def unit_scores(squares_C: Tensor, moments: Any, units: int) -> Tensor:
     return channels.unit_sums(scores, units) * units / len(scores)
 
 
-@torch.no_grad()
 def add_bias(block: Block, name: str, bias_O: Tensor) -> None:
     """Add to the bias of a matrix, which may not have one."""
     linear = block.linear(name)
-    if linear.bias is None:
-        biased = reshape_linear(linear)
-        biased.weight = linear.weight
-        biased.bias = nn.Parameter(torch.zeros_like(linear.weight[:, 0]), requires_grad=False)
-        block.replace(name, linear := biased)
-    linear.bias.add_(bias_O.to(linear.bias.dtype))
+    bias = bias_O if linear.bias is None else linear.bias.double() + bias_O
+    block.replace(name, dense_like(linear, linear.weight, bias))

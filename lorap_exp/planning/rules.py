@@ -9,7 +9,7 @@ Rules that use measured damage are in `planning.knapsack`.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Protocol
 
 from lorap_exp.planning.options import Option
@@ -188,14 +188,15 @@ class Threshold:
             if option.damage is None:
                 return Uniform(self.rounding).choose(options, ratio)
             step = self.rounding.step(option)
-            for size in range(option.full // step * step, step, -step):
-                score = (option.damage[size - step] - option.damage[size]) / step
-                scored.append((score, -size, i))
+            ladder = [option.full, *range((option.full - 1) // step * step, 0, -step)]
+            for larger, smaller in pairwise(ladder):
+                lost = option.damage[smaller] - option.damage[larger]
+                scored.append((lost / (larger - smaller), -smaller, i))
         cost = sum(option.dense for option in options)
         for _, size, i in sorted(scored):
             if cost <= budget:
                 break
-            option, smaller = options[i], -size - self.rounding.step(options[i])
+            option, smaller = options[i], -size
             if sizes[i] <= smaller:
                 continue
             before = option.dense if sizes[i] == option.full else option.cost(sizes[i])

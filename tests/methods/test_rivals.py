@@ -22,6 +22,7 @@ KINDS = {
 }
 RIVALS: dict[str, list[str]] = {
     "wanda_sp": [],
+    "flap": [],
     "slimgpt": ["method.stages.units.rounds=4"],
     "llm_pruner": ["method.protect=[1,1]"],
     "asvd": ["method.stages.all.levels=[0,0.5]"],
@@ -32,8 +33,6 @@ RIVALS: dict[str, list[str]] = {
     "shortened_llama": [],
     "replaceme": [],
 }
-BIASED: dict[str, list[str]] = {"flap": []}
-"""Methods that save biases which the original lacks."""
 SMALL = ["evaluation.zero_shot=null", "evaluation.perplexity.max_tokens=512"]
 
 
@@ -63,14 +62,6 @@ def test_a_rival_from_plan_to_scores(tmp_path: Path, config: Make, method: str, 
     if (method, kind) == ("replaceme", "tied embeddings"):
         pytest.skip("gemma3_text normalises the output of its MLP, so no map merges into it")
     run(tmp_path, config, method, kind, RIVALS[method])
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("method", BIASED)
-def test_a_rival_with_biases_from_plan_to_scores(
-    tmp_path: Path, config: Make, method: str, kind: str
-) -> None:
-    run(tmp_path, config, method, kind, BIASED[method])
 
 
 def run(tmp_path: Path, config: Make, method: str, kind: str, overrides: list[str]) -> None:
