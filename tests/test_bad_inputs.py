@@ -21,6 +21,7 @@ BASE = [
     "calibration.samples=4",
     "calibration.length=16",
 ]
+STAGE = "method.stages.recovery"
 RECOVERY = "method=lorap_lora method.stages.recovery.text=embedded"
 ROWS = {
     "seed=1000000000000000000000000000000": "seed must lie in",
@@ -65,7 +66,7 @@ ROWS = {
     "foo=1": "'foo' is not a setting",
     "hydra/launcher=foo": "hydra/launcher must be one of",
     f"{RECOVERY} method.stages.recovery.learning_rate=inf": "must be a finite number, got inf",
-    f"{RECOVERY} method.stages.recovery.samples=8 method.stages.recovery.cutoff=100000": "recovery.cutoff must be at most 4096",
+    f"{RECOVERY} {STAGE}.samples=8 {STAGE}.cutoff=100000": "recovery.cutoff must be at most 4096",
     "method=streamline_lorap method.stages.layers.training.final_rate=1": "at most learning_rate",
 }
 
