@@ -69,6 +69,13 @@ def folder_path(value: str) -> str:
     return value
 
 
+def each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A list without repetitions."""
+    if len(set(values)) < len(values):
+        raise ValueError(f"must name each entry once, got {list(values)}")
+    return values
+
+
 FolderPath = Annotated[str, AfterValidator(folder_path)]
 
 
@@ -226,7 +233,11 @@ class PerplexityConfig(Section):
     """A profile and the texts scored under it."""
 
     profile: ProfileName
-    texts: Annotated[tuple[Literal["wikitext2", "ptb", "c4"], ...], Field(min_length=1)]
+    texts: Annotated[
+        tuple[Literal["wikitext2", "ptb", "c4"], ...],
+        Field(min_length=1),
+        AfterValidator(each_once),
+    ]
     max_tokens: Annotated[int, Field(ge=2)] | None
     batch_size: Annotated[int, Field(ge=1)]
 
@@ -238,7 +249,7 @@ class ZeroShotConfig(Section):
     allows), or as stock lm-eval does, `batch_size` requests at a time; generation always is.
     """
 
-    tasks: Annotated[tuple[str, ...], Field(min_length=1)]
+    tasks: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(each_once)]
     limit: Annotated[int, Field(ge=1)] | None
     batch_size: Annotated[int, Field(ge=1)]
     batch_tokens: Annotated[int, Field(ge=1)] | None
@@ -321,9 +332,15 @@ class AnalysisConfig(Section):
     """Measurements of the dense model: the energy spectrum of every matrix."""
 
     name: Literal["spectrum"]
-    shares: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(min_length=1)]
+    shares: Annotated[
+        tuple[Annotated[float, Field(gt=0, lt=1)], ...],
+        Field(min_length=1),
+        AfterValidator(each_once),
+    ]
     metrics: Annotated[
-        tuple[Literal["svd", "awsvd", "afm", "activation"], ...], Field(min_length=1)
+        tuple[Literal["svd", "awsvd", "afm", "activation"], ...],
+        Field(min_length=1),
+        AfterValidator(each_once),
     ]
 
 
@@ -420,7 +437,8 @@ def _sentence(key: str, problems: Sequence[Mapping[str, Any]]) -> str:
         allowed = ", ".join(part for text in literals for part in re.split(r", | or ", text))
         return f"{key} must be one of {allowed}, got {given}"
     if problem["type"] == "value_error" and not isinstance(problem["input"], Scalar):
-        return ".".join(filter(None, (key, str(problem["ctx"]["error"]))))
+        said = str(problem["ctx"]["error"])
+        return f"{key} {said}" if said.startswith("must ") else ".".join(filter(None, (key, said)))
     missing = problem["type"] in ("missing", "missing_argument")
     return f"{key} {_rule(problem)}" + ("" if missing else f", got {given}")
 

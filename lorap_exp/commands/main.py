@@ -222,18 +222,29 @@ def explain(error: Exception) -> str | None:
     """One sentence for what a user or the machine did wrong; None for any other error."""
     if '"srun"' in str(error):
         return "hydra/launcher=slurm must start where srun is; slurm_local works anywhere"
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+    composed = _not_composed(error) if isinstance(error, HydraException) else None
+    return composed or sentence(error) or _of_hydra(error)
+
+
+def _of_hydra(error: Exception) -> str | None:
+    return one_line(error) if isinstance(error, HydraException) else None
+
+
+def _not_composed(error: HydraException) -> str | None:
+    """What a configuration that Hydra cannot compose lacks."""
+    text = str(error)
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         if group.startswith("hydra/") and (extra := EXTRAS.get(name.partition("_")[0])):
             return f"{group}={name} needs an extra: pip install 'lorap-exp[{extra}]'"
-        return f"{group} must be one of {', '.join(error.options or [])}, got '{name}'"
-    if isinstance(error, ConfigCompositionException):
-        found = re.search(r"Could not (?:override|append) '([^']+)'", str(error))
-        if found:
-            return unknown_key(found[1])
-    if (said := sentence(error)) is not None:
-        return said
-    return one_line(error) if isinstance(error, HydraException) else None
+        return f"{group} must be one of {', '.join(error.options)}, got '{name}'"
+    if found := re.search(r"Ambiguous value for argument '([^=]+)=([^']*)'", text):
+        return f"{found[1]} must have one value without -m (a sweep), got '{found[2]}'"
+    if isinstance(error, ConfigCompositionException) and (
+        found := re.search(r"Could not (?:override|append) '([^']+)'", text)
+    ):
+        return unknown_key(found[1])
+    return None
 
 
 def unknown_key(key: str) -> str:

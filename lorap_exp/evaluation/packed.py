@@ -16,9 +16,10 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lorap_exp.evaluation.batches import halving, out_of_memory
+from lorap_exp.evaluation.batches import halving
 from lorap_exp.evaluation.head import Head
 from lorap_exp.evaluation.rows import Batch, Row, Scored, batch_rows, fill_rows, stack
+from lorap_exp.workspace.memory import out_of_memory
 from lorap_exp.workspace.progress import bar, say
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]

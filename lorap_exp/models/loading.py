@@ -72,7 +72,7 @@ def find_source(model: ModelConfig) -> Source:
     assert model.path is not None
     if _looks_local(model.path):
         folder = Path(model.path).expanduser()
-        if not folder.is_dir():
+        if not model.path.strip() or not folder.is_dir():
             raise LorapError(
                 f"model.path must be a hub id or a folder with config.json, got '{model.path}'"
             )

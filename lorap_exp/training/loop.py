@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -23,6 +23,8 @@ from lorap_exp.workspace.progress import say
 from lorap_exp.workspace.team import Team
 
 Example = TypeVar("Example")
+DAMAGED = (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError)
+"""What reading a training state raises when its files are damaged."""
 
 
 @dataclass(frozen=True)
@@ -220,7 +222,10 @@ def _write(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | No
 def finished(folder: Path, schedule: Schedule) -> bool:
     """Whether the state in a folder is that of the last step."""
     path = folder / "state.safetensors"
-    return path.is_file() and _seen(path)["step"] == schedule.steps
+    try:
+        return path.is_file() and _seen(path)["step"] == schedule.steps
+    except DAMAGED:
+        return False  # `_restore` says so
 
 
 def _seen(path: Path) -> dict[str, Any]:
@@ -237,13 +242,27 @@ def _restore(
     path = folder / "state.safetensors"
     if not path.is_file():
         return 0, Curve()
-    raw, state = _seen(path), load_file(path)
+    try:
+        raw, state, best = _seen(path), load_file(path), load_file(folder / "best.safetensors")
+        curve = Curve(list(raw["train"]), [(s, v) for s, v in raw["validation"]])
+        if len(curve.train) != raw["step"] or any(
+            best[n].shape != parameters[n].shape for n in best
+        ):
+            raise ValueError("it is of another training")
+        moments = {
+            name: [state[f"{name}|{key}"].view_as(p) for key in ("weight", "exp_avg", "exp_avg_sq")]
+            for name, p in parameters.items()
+        }
+    except DAMAGED as error:
+        say(f"  warning: the training state in '{folder}' is damaged and begins anew: {error}")
+        return 0, Curve()
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(state[f"{name}|weight"])
+            weight, first, second = moments[name]
+            parameter.copy_(weight)
             optimiser.state[parameter] = {
                 "step": torch.tensor(float(raw["step"])),
-                "exp_avg": state[f"{name}|exp_avg"].to(parameter),
-                "exp_avg_sq": state[f"{name}|exp_avg_sq"].to(parameter),
+                "exp_avg": first.to(parameter),
+                "exp_avg_sq": second.to(parameter),
             }
-    return raw["step"], Curve(raw["train"], [(s, v) for s, v in raw["validation"]])
+    return raw["step"], curve

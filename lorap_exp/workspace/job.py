@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 from filelock import FileLock, Timeout
 
@@ -31,10 +31,15 @@ WRONG_SHAPE = (KeyError, TypeError, ValueError, AttributeError, IndexError, Lora
 
 
 class Job:
-    """An open job folder; `open_job` makes one. `of` stands for what its values are computed of."""
+    """An open job folder; `open_job` makes one.
 
-    def __init__(self, folder: Path, of: str | None = None) -> None:
-        self.folder, self.of = folder, of
+    `of` stands for what its values are computed of.
+
+    `settings` stands for the configuration's identity.
+    """
+
+    def __init__(self, folder: Path, of: str | None = None, settings: str | None = None) -> None:
+        self.folder, self.of, self.settings = folder, of, settings
         self.model_folder = folder / "model"
 
     def under(self, of: Mapping[str, Any]) -> "Job":
@@ -129,10 +134,12 @@ class Job:
 
     def bind(self, inputs: Mapping[str, Any]) -> None:
         """Do everything again where an input is not the one that the job began with."""
+        inputs = {**inputs, "settings": self.settings}
         before = self.read("inputs.json")
-        if isinstance(before, dict):
-            changed = sorted(name for name in inputs if before.get(name) != inputs[name])
-            if changed and started(self.folder):
+        if started(self.folder):
+            known = before if isinstance(before, dict) else {}
+            changed = sorted(name for name in inputs if known.get(name) != inputs[name])
+            if changed:
                 say(
                     f"  warning: {', '.join(changed)} changed since '{self.folder}' was begun: "
                     f"everything is done again"
@@ -191,7 +198,7 @@ def open_job(folder: Path, cfg: Config, wait: bool = False, command: str = "") -
         LorapError: the folder holds another configuration's run.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    job = Job(folder)
+    job = Job(folder, settings=digest_json(identity(cfg.dump())))
     lock = FileLock(folder / ".lock", timeout=-1 if wait else PROBE)
     try:
         lock.acquire()
@@ -263,16 +270,28 @@ def started(folder: Path) -> bool:
 
 
 def refuse_other(job: Job, cfg: Config) -> None:
-    """Raise where a folder holds what another configuration left."""
+    """Raise where a folder holds what another configuration left.
+
+    Where `config.json` is damaged the result says which it was; without one, `Job.bind` does.
+    """
     before = job.read("config.json")
-    if not isinstance(before, dict):
-        return
+    if not _is_config(before):
+        if (job.folder / "config.json").exists():
+            say(f"  warning: '{job.folder / 'config.json'}' is damaged and is made anew")
+        result = job.read("result.json", sealed=True)
+        before = result.get("config") if isinstance(result, dict) else None
+        if not _is_config(before):
+            return
     differences = list(_differences(identity(before), identity(cfg.dump())))
     if differences:
         raise LorapError(
             f"output folder '{job.folder}' holds another configuration's run: "
             f"{'; '.join(differences)}; choose another name=… or remove the folder"
         )
+
+
+def _is_config(value: Any) -> TypeGuard[dict[str, Any]]:
+    return isinstance(value, dict) and {"model", "method", "ratio"} <= value.keys()
 
 
 def _differences(before: Any, now: Any, key: str = "") -> Iterator[str]:

@@ -401,3 +401,29 @@ def test_a_saved_model_must_be_complete(tmp_path: Path) -> None:
     with pytest.raises(LorapError, match=f"lacks '{Q}'"):
         check_complete(tmp_path, model)
     shutil.rmtree(tmp_path)
+
+
+def test_a_folder_with_only_tokenizer_model(tmp_path: Path) -> None:
+    """As Vicuna v1.3 has it: sentencepiece's own file."""
+    import io
+
+    import sentencepiece
+
+    build(tmp_path)
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["the quick brown fox jumps over the lazy dog"] * 50),
+        model_writer=model,
+        vocab_size=60,
+        model_type="bpe",
+        byte_fallback=False,
+        minloglevel=2,
+    )
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).unlink()
+    (tmp_path / "tokenizer.model").write_bytes(model.getvalue())
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
+    tokenizer = load_tokenizer(at(tmp_path))
+    check_tokenizer(tokenizer, load_config(at(tmp_path)), ends=True)
+    words = tokenizer("the lazy fox", add_special_tokens=False)["input_ids"]
+    assert str(tokenizer.decode(words)).strip() == "the lazy fox"

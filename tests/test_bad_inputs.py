@@ -1,0 +1,144 @@
+"""Bad input: one row a command; one sentence that says the setting, and an exit code that is not 0.
+
+Rows run in this process, as the console entry does.
+"""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from lorap_exp.commands import main, sweep
+
+BASE = [
+    "model=tiny",
+    "data=embedded",
+    "calibration=embedded",
+    "logging=disabled",
+    "dtype=float32",
+    "evaluation=perplexity",
+    "evaluation.perplexity.max_tokens=256",
+    "calibration.samples=4",
+    "calibration.length=16",
+]
+STAGE = "method.stages.recovery"
+RECOVERY = "method=lorap_lora method.stages.recovery.text=embedded"
+ROWS = {
+    "seed=1000000000000000000000000000000": "seed must lie in",
+    "seed=-1": "seed must be greater than or equal to 0, got -1",
+    "seed=4294967296": "seed must be less than 4294967296",
+    "ratio=inf": "ratio must be a finite number, got inf",
+    "ratio=true": "ratio must not be true or false, got true",
+    "ratio=0.2 ratio=0.3": "ratio must be given once, got '0.2' and '0.3'",
+    "ratio=0.2 ratio=0.2": "ratio must be given once",
+    "ratio=0.2,0.3": "ratio must have one value without -m",
+    "ratio==0.2": "ratio must be a number, got '=0.2'",
+    "ratio": "'ratio' cannot be read",
+    "name=../x": "name must be a folder's name",
+    "name=/x": "name must be a folder's name",
+    "name=": "name must be a folder's name",
+    "output_root=": "output_root must be a folder, got ''",
+    "output_root=null": "output_root must be a folder, got null",
+    "output_root=/proc/x": "output_root, store.folder or a file in them cannot be used",
+    "store.folder=": "store.folder must be a folder",
+    "store.folder=/proc/x": "store.folder must be a folder that can be written to",
+    "store.limit_gib=inf": "store.limit_gib must be a finite number",
+    "device=cdua": "device must be auto, cpu, cuda or cuda:N, got 'cdua'",
+    "model.random.heads=3": "model.random.hidden_size must be a multiple of 2 x heads (6)",
+    "model.random.kv_heads=3": "model.random.heads must be a multiple of kv_heads (3)",
+    "model.random.blocks=1000000000": "model.random.blocks must be less than or equal to 1000",
+    "model.random.hidden_size=1000000000000": "describes no model",
+    "model=custom model.path=": "model.path must be a hub id or a folder",
+    "method.stages.attention.targets=[]": "method.stages.attention.targets must have at least one",
+    "method.stages.attention.exponent=inf": "method.stages.attention.exponent must be a finite",
+    "method.stages.attention._target_=subprocess.Popen": "_target_ must name a class",
+    "method.stages.attention=3": "method.stages.attention must be a section of settings",
+    "calibration.samples=1000000000": "calibration.samples x calibration.length must be at most",
+    "calibration.length=100000": "calibration.length must be at most 4096, the positions",
+    "calibration.text=foo": "must be one of 'wikitext2', 'ptb', 'c4', 'embedded', 'files'",
+    "calibration=text calibration.files=[/bin/sh]": "calibration.files must be UTF-8 text",
+    "evaluation.perplexity=null": "evaluation.perplexity, zero_shot and generation must not all",
+    "evaluation.perplexity.texts=[ptb,ptb]": "must name each entry once",
+    "evaluation=quick evaluation.zero_shot.tasks=[boolq,boolq]": "must name each entry once",
+    "evaluation.perplexity.max_tokens=100": "must leave at least one chunk of 128",
+    "analysis=spectrum analysis.shares=[2]": "analysis.shares.0 must be less than 1, got 2",
+    "data=local data.folder=/nowhere": "data.folder must hold MANIFEST.json",
+    "foo=1": "'foo' is not a setting",
+    "hydra/launcher=foo": "hydra/launcher must be one of",
+    f"{RECOVERY} method.stages.recovery.learning_rate=inf": "must be a finite number, got inf",
+    f"{RECOVERY} {STAGE}.samples=8 {STAGE}.cutoff=100000": "recovery.cutoff must be at most 4096",
+    "method=streamline_lorap method.stages.layers.training.final_rate=1": "at most learning_rate",
+}
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_one_sentence_and_no_weight_read(
+    row: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code = command([f"output_root={tmp_path}", *BASE], row.split(), monkeypatch)
+    assert isinstance(code, str) and code.startswith("error: ") and "\n" not in code
+    assert ROWS[row] in code
+    assert "Traceback" not in capsys.readouterr().err
+    assert not list(tmp_path.rglob("model.safetensors"))
+
+
+def command(base: list[str], words: list[str], monkeypatch: pytest.MonkeyPatch) -> object:
+    """What `sys.exit` is called with; a word of the row takes the place of the same setting."""
+    from lorap_exp.steps import compress
+
+    given = {word.partition("=")[0] for word in words}
+    kept = [word for word in base if word.partition("=")[0] not in given]
+    monkeypatch.setattr(sys, "argv", ["lorap_exp", *kept, *words])
+    monkeypatch.setattr(compress, "load_model", None)
+    main.failed.clear()
+    sweep.begun.clear()
+    with pytest.raises(SystemExit) as caught:
+        main.main()
+    return caught.value.code
+
+
+NAMES = ["ratio=0.2", "method=svd,ratio=0.2", "a b", "a(1)[2]", "caf\u00e9", "it's", "a#b!c"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_path_is_read_as_it_is(name: str, tmp_path: Path) -> None:
+    from lorap_exp.commands.overrides import quoted
+    from tests.conftest import compose
+
+    folder = tmp_path / name / "model"
+    folder.mkdir(parents=True)
+    found = compose(["model=custom", quoted(f"model.path={folder}")])
+    assert found["model"]["path"] == str(folder)
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("ratio=0.2", "ratio=0.2"),
+        ("ratio=0.2,0.5", "ratio=0.2,0.5"),
+        ("model.path=~/x", "model.path='~/x'"),
+        ("model.path=a/ratio=0.2/m,a/ratio=0.3/m", "model.path='a/ratio=0.2/m','a/ratio=0.3/m'"),
+        ("calibration.files=[a=b.txt,c.txt]", "calibration.files=['a=b.txt',c.txt]"),
+        ("model.path='a=b'", "model.path='a=b'"),
+        ("~method", "~method"),
+        ("-m", "-m"),
+    ],
+)
+def test_quoting(argument: str, expected: str) -> None:
+    from lorap_exp.commands.overrides import quoted
+
+    assert quoted(argument) == expected
+
+
+def test_names_that_hydra_leaves_out_are_those_that_change_no_number() -> None:
+    import yaml
+
+    from lorap_exp.commands.catalogue import conf_folder
+    from lorap_exp.config import bookkeeping
+
+    raw = yaml.safe_load((conf_folder() / "config.yaml").read_text())
+    left_out = raw["hydra"]["job"]["config"]["override_dirname"]["exclude_keys"]
+    assert left_out == ["experiment", *bookkeeping()]
