@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from lorap_exp.calibration.observe import place_in, run_batches
 from lorap_exp.calibration.probes import Probe, to_tensors
@@ -22,11 +23,12 @@ from lorap_exp.models.source import Source
 
 
 def gradient_walk(
-    source: Source, ids: Tensor, probes: Set[Probe], how: Walk
+    source: Source, ids: Tensor, probes: Set[Probe], how: Walk, *, sampled: bool = False
 ) -> Iterator[tuple[int, dict[Probe, Any]]]:
     """Yield (number of a block, its gradient statistics) from the last block to the first.
 
-    The loss of a sequence is the sum of its next-token losses, so gradients are per token.
+    The loss of a sequence is the sum of its next-token losses, so gradients are per token. The
+    labels are the next tokens or, when `sampled`, drawn from what the model predicts.
 
     Raises:
         LorapError: a gradient that is not finite.
@@ -39,7 +41,8 @@ def gradient_walk(
     batches = [batch.to(source.device) for batch in ids.split(how.batch_size)]
     final = streams.pop()
     after = final.following(
-        head_gradient(source, final[number], batch) for number, batch in enumerate(batches)
+        head_gradient(source, final[number], batch, sampled=sampled)
+        for number, batch in enumerate(batches)
     )
     del final
     for position in reversed(range(len(blocks))):
@@ -61,7 +64,9 @@ def gradient_walk(
 
 
 @torch.enable_grad()
-def head_gradient(source: Source, hidden_BTH: Tensor, ids_BT: Tensor) -> Tensor:
+def head_gradient(
+    source: Source, hidden_BTH: Tensor, ids_BT: Tensor, *, sampled: bool = False
+) -> Tensor:
     """d(sum of next-token losses) / d(output of the last block), (B, T, H).
 
     The model runs with its blocks bypassed, so its own norm, head and loss are what counts.
@@ -75,11 +80,13 @@ def head_gradient(source: Source, hidden_BTH: Tensor, ids_BT: Tensor) -> Tensor:
     try:
         for block in blocks:
             block.module.forward = instead
-        loss = source.model(input_ids=ids_BT, labels=ids_BT, use_cache=False).loss
+        logits = source.model(input_ids=ids_BT, use_cache=False).logits[:, :-1].flatten(0, 1)
     finally:
         for block in blocks:
             vars(block.module).pop("forward", None)
-    (gradient,) = torch.autograd.grad(loss * (ids_BT.numel() - len(ids_BT)), leaf)
+    labels = drawn(logits) if sampled else ids_BT[:, 1:].flatten()
+    loss = cross_entropy(logits.float(), labels, reduction="sum")
+    (gradient,) = torch.autograd.grad(loss, leaf)
     return gradient
 
 
@@ -121,3 +128,11 @@ def backward(
             x, g = inputs[probe.at], by_place[probe.at]
             statistic.update(x.detach().flatten(0, -2), g.flatten(0, -2))
     return gradients[0]
+
+
+@torch.no_grad()
+def drawn(logits_NV: Tensor) -> Tensor:
+    """One label for each token from the model's own prediction, (N,); the same ones every time."""
+    generator = torch.Generator(logits_NV.device).manual_seed(0)
+    chances = logits_NV.float().softmax(-1)
+    return torch.multinomial(chances, 1, generator=generator).squeeze(1)

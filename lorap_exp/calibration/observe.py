@@ -67,7 +67,7 @@ def measure(
             with observing(block, block.module, places | (set() if apart else targets), current):
                 after = run_layer(block.module, stream[number], call)
             other = current
-            if apart:
+            if apart and (targets or originals is not None):
                 assert beside is not None
                 other = {}
                 module = original if original is not None else block.module

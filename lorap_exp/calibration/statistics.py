@@ -23,6 +23,8 @@ class Statistic(Protocol):
 
     grad: ClassVar[bool]
     target: ClassVar[bool]
+    sampled: ClassVar[bool]
+    """Gradients are of labels that are drawn from the model, not of the next tokens."""
 
     def update(self, x_TI: Tensor, other_TO: Tensor | None = None) -> None: ...
     def value(self, sequences: int) -> Any: ...
@@ -35,6 +37,7 @@ class _Sum:
 
     grad: ClassVar[bool] = False
     target: ClassVar[bool] = False
+    sampled: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self.total: Tensor | None = None
@@ -205,10 +208,12 @@ class GradientMoment(_Sum):
     """E[g g^T] over all tokens, (O, O) float64: g the gradient of a token's loss sum at an output.
 
     With E[x x^T] the two factors of the loss's curvature (K-FAC, arXiv 1503.05671), so that
-    tr(G dW S dW^T) / 2 predicts what a change dW of the weight costs, in nats per token.
+    tr(G dW S dW^T) / 2 predicts what a change dW of the weight costs, in nats per token. The labels
+    are drawn from the model: then the moment is the Fisher information, not the empirical one.
     """
 
     grad: ClassVar[bool] = True
+    sampled: ClassVar[bool] = True
 
     def update(self, x_TI: Tensor, other_TO: Tensor | None = None) -> None:
         assert other_TO is not None, "a gradient moment needs gradients"
@@ -217,6 +222,42 @@ class GradientMoment(_Sum):
 
     def value(self, sequences: int) -> Tensor:
         return self.seen / self.tokens
+
+
+class GradientSquare(_Sum):
+    """The diagonal of `GradientMoment`, (O,) float64."""
+
+    grad: ClassVar[bool] = True
+    sampled: ClassVar[bool] = True
+
+    def update(self, x_TI: Tensor, other_TO: Tensor | None = None) -> None:
+        assert other_TO is not None, "a gradient moment needs gradients"
+        self.add(other_TO.double().square().sum(0), len(x_TI))
+
+    def value(self, sequences: int) -> Tensor:
+        return self.seen / self.tokens
+
+
+class WeightedMoment(_Sum):
+    """E[|g|^2 x x^T] / E[|g|^2], (I, I) float64: tokens count as far as the loss hangs on them."""
+
+    grad: ClassVar[bool] = True
+    sampled: ClassVar[bool] = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight: Tensor | None = None
+
+    def update(self, x_TI: Tensor, other_TO: Tensor | None = None) -> None:
+        assert other_TO is not None, "a weighted moment needs gradients"
+        x, weights = x_TI.float(), other_TO.float().square().sum(1)
+        total = weights.sum().double()
+        self.weight = total if self.weight is None else self.weight + total
+        self.add(((x * weights[:, None]).mT @ x).double(), len(x))
+
+    def value(self, sequences: int) -> Tensor:
+        assert self.weight is not None
+        return self.seen / self.weight.clamp_min(torch.finfo(torch.float64).tiny)
 
 
 class WeightGradient(_Sum):
@@ -240,6 +281,8 @@ STATISTICS: dict[str, type[Statistic]] = {
     "cross_moment": CrossMoment,
     "target_moment": TargetMoment,
     "gradient_moment": GradientMoment,
+    "gradient_square": GradientSquare,
+    "weighted_moment": WeightedMoment,
     "weight_gradient": WeightGradient,
 }
 """By the name that a probe has for it."""

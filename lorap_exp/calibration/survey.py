@@ -19,6 +19,7 @@ from lorap_exp.calibration.evidence import (
 )
 from lorap_exp.calibration.gradients import gradient_walk
 from lorap_exp.calibration.probes import ModelProbe, Probe
+from lorap_exp.calibration.statistics import STATISTICS
 from lorap_exp.calibration.walk import Visit, Walk, walk
 from lorap_exp.errors import LorapError
 from lorap_exp.models.source import Source
@@ -124,8 +125,11 @@ def _pass(
             found[block.index] |= {probe: evidence[probe] for probe in plain if probe in evidence}
     if gradients:
         shown = bars("gradients", "block")
-        for index, values in shown(gradient_walk(source, ids, gradients, how)):
-            found[index] |= values
+        for sampled in (False, True):
+            chosen = {p for p in gradients if STATISTICS[p.what].sampled == sampled}
+            walked = gradient_walk(source, ids, chosen, how, sampled=sampled) if chosen else ()
+            for index, values in shown(walked):
+                found[index] |= values
     if not found:
         raise LorapError("calibration: the model has no block")
     return found

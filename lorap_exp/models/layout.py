@@ -12,8 +12,8 @@ from lorap_exp.models.structure import Family
 from lorap_exp.planning.edits import Edit, Plan
 from lorap_exp.planning.shapes import BlockShape, MatrixShape, Shape
 
-SCATTERED = {"q": "query", "k": "query", "v": "value"}
-"""Matrices that compute some features of every head, and the space that says how many."""
+SCATTERED = {"q": ("query",), "k": ("query",), "v": ("value", "values")}
+"""Matrices that compute some features of their heads, and the spaces that say how many."""
 
 
 def dense_shape(config: PreTrainedConfig) -> Shape:
@@ -72,10 +72,10 @@ def _changes(
 ) -> dict[str, Any]:
     shape: dict[str, Any] = {}
     if matrix.out_features != dense.out_features:
-        narrow = SCATTERED.get(name) in block.widths
+        narrow = any(space in block.widths for space in SCATTERED.get(name, ()))
         shape["scatter" if narrow else "out_features"] = matrix.out_features
     if matrix.in_features != dense.in_features:
-        narrow = name == "o" and "value" in block.widths
+        narrow = name == "o" and any(space in block.widths for space in SCATTERED["v"])
         shape["gather" if narrow else "in_features"] = matrix.in_features
     if matrix.rank is not None:
         shape["rank"] = matrix.rank

@@ -22,15 +22,7 @@ def factored(linear: nn.Linear, left_OR: Tensor, right_RI: Tensor, form: str = "
         if linear.bias is not None:
             low_rank.left.bias.copy_(linear.bias)
         return low_rank.requires_grad_(False)
-    rows, kept, coefficients = pivot(left_OR, right_RI)
-    others = complement(rows, len(left_OR))
-    low_rank.order.copy_(torch.cat([rows, others]))
-    low_rank.right.weight.copy_(kept)
-    low_rank.left.weight.copy_(coefficients)
-    if linear.bias is not None:  # that of the other rows comes on top of what the kept rows make
-        bias = linear.bias.double()
-        low_rank.right.bias.copy_(bias[rows])
-        low_rank.left.bias.copy_(bias[others] - coefficients @ bias[rows])
+    _fill_pivoted(low_rank, left_OR, right_RI, linear.bias)
     return low_rank.requires_grad_(False)
 
 
@@ -82,3 +74,56 @@ def dense_like(linear: nn.Linear, weight_OI: Tensor, bias_O: Tensor | None = Non
     if bias_O is not None:
         made.bias.copy_(bias_O)
     return made.requires_grad_(False)
+
+
+@torch.no_grad()
+def rewritten(
+    linear: nn.Linear,
+    weight_OI: Tensor,
+    bias_O: Tensor | None = None,
+    *,
+    rows: Tensor | None = None,
+    columns: Tensor | None = None,
+    factors: tuple[Tensor, Tensor] | None = None,
+) -> Any:
+    """A layer of any form: narrow, of low rank in pivoted storage, or both.
+
+    Args:
+        linear: the layer whose place it takes.
+        weight_OI: of the features that are computed and read.
+        bias_O: of the features that are computed.
+        rows: where the computed features stand in the output; None where the output is narrower.
+        columns: which features of the input are read; None where the input is narrower.
+        factors: L (O, R) and R (R, I) in place of the weight.
+    """
+    outs, ins = weight_OI.shape
+    sizes = {"scatter": outs} if rows is not None else {"out_features": outs}
+    sizes |= {"gather": ins} if columns is not None else {"in_features": ins}
+    biased = bias_O is not None
+    if factors is None:
+        made = reshape_linear(linear, bias=biased, **sizes)
+        inner = made.inner if rows is not None or columns is not None else made
+        inner.weight.copy_(weight_OI)
+        if bias_O is not None:
+            inner.bias.copy_(bias_O)
+    else:
+        left, right = factors
+        made = reshape_linear(linear, rank=len(right), form="pivoted", bias=biased, **sizes)
+        _fill_pivoted(made, left, right, bias_O)
+    if rows is not None:
+        made.kept.copy_(rows)
+    if columns is not None:
+        made.read.copy_(columns)
+    return made.requires_grad_(False)
+
+
+def _fill_pivoted(made: Any, left: Tensor, right: Tensor, bias: Tensor | None) -> None:
+    rows, kept, coefficients = pivot(left, right)
+    others = complement(rows, len(left))
+    made.order.copy_(torch.cat([rows, others]))
+    made.right.weight.copy_(kept)
+    made.left.weight.copy_(coefficients)
+    if bias is not None:  # that of the other rows comes on top of what the kept rows make
+        whole = bias.double()
+        made.right.bias.copy_(whole[rows])
+        made.left.bias.copy_(whole[others] - coefficients @ whole[rows])

@@ -26,11 +26,12 @@ SPACES = {
     "heads": Space(("q", "k", "v"), ("o",)),
     "query": Space(("q", "k"), ()),
     "value": Space(("v",), ("o",)),
+    "values": Space(("v",), ("o",)),
     "residual": Space(("o", "down"), ("q", "k", "v", "gate", "up")),
 }
 """ffn: intermediate channels. heads: key-value heads, each with the query heads that read it.
-query: features of each query and key head. value: features of each value head. residual: the
-hidden size."""
+query: features of each query and key head. value: features of each value head; values: of all value
+heads together, unequal ones. residual: the hidden size."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,8 @@ class BlockShape:
             return self.groups
         if space == "residual":
             return self.hidden
+        if space == "values":
+            return self.matrices["v"].out_features
         return self.matrices["v" if space == "value" else "k"].out_features // self.groups
 
     def unit_parameters(self, space: str) -> int:
