@@ -1,6 +1,6 @@
 """What is measured of a model, and where: a probe is frozen, so it is its own key in the store."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -75,6 +75,27 @@ class ModelProbe(Protocol):
     def measure(self, model: Any, ids: Tensor, batch_size: int, progress: Any) -> dict[str, Any]:
         """Plain JSON values."""
         ...
+
+
+class BlockProbe(Protocol):
+    """What follows from each block and its statistics before sizes are chosen.
+
+    A frozen dataclass whose fields are its key; `name` is the kind of its entries in the store.
+    """
+
+    name: ClassVar[str]
+
+    def needs(self) -> Iterable[Probe]:
+        """The statistics that it follows from."""
+        ...
+
+    def derive(self, block: Any, seen: Any) -> dict[str, Tensor]:
+        """Named tensors of one block, given its evidence."""
+        ...
+
+
+Asked = Probe | ModelProbe | BlockProbe
+"""What a step can ask to be measured before sizes are chosen."""
 
 
 def to_tensors(value: Any) -> dict[str, Tensor]:

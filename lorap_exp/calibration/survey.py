@@ -18,10 +18,11 @@ from lorap_exp.calibration.evidence import (
     stored,
 )
 from lorap_exp.calibration.gradients import gradient_walk
-from lorap_exp.calibration.probes import ModelProbe, Probe
+from lorap_exp.calibration.probes import Asked, BlockProbe, ModelProbe, Probe
 from lorap_exp.calibration.statistics import STATISTICS
 from lorap_exp.calibration.walk import Visit, Walk, walk
 from lorap_exp.errors import LorapError
+from lorap_exp.models.families import Block
 from lorap_exp.models.source import Source
 from lorap_exp.workspace.progress import say
 
@@ -32,7 +33,7 @@ Progress = Callable[[str, str], Callable[[Iterable[Any]], Iterable[Any]]]
 def survey(
     source: Source,
     ids: Tensor,
-    probes: Sequence[Probe | ModelProbe],
+    probes: Sequence[Asked],
     how: Walk,
     *,
     sharing: Sharing | None,
@@ -49,11 +50,37 @@ def survey(
         bars: progress bars.
     """
     local = {canonical(probe) for probe in probes if isinstance(probe, Probe)}
+    others: list[Any] = list(dict.fromkeys(p for p in probes if not isinstance(p, Probe)))
+    derived: list[BlockProbe] = [probe for probe in others if hasattr(probe, "derive")]
+    local |= {canonical(need) for probe in derived for need in probe.needs()}
     whole: dict[Any, Any] = {}
-    for probe in dict.fromkeys(p for p in probes if not isinstance(p, Probe)):
-        whole[probe] = _model_probe(source, ids, probe, how.batch_size, sharing=sharing, bars=bars)
+    for probe in others:
+        if not hasattr(probe, "derive"):
+            whole[probe] = _model_probe(
+                source, ids, probe, how.batch_size, sharing=sharing, bars=bars
+            )
     blocks = measured(source, ids, local, how, sharing=sharing, bars=bars) if local else {}
+    for probe in derived:
+        shown = bars(probe.name, "block")
+        whole[probe] = {
+            block.index: _derived(source, block, probe, blocks[block.index], sharing)
+            for block in shown(source.blocks)
+            if block.family.matrices
+        }
     return Survey(blocks, whole)
+
+
+def _derived(
+    source: Source, block: Block, probe: BlockProbe, seen: Evidence, sharing: Sharing | None
+) -> dict[str, Tensor]:
+    def compute() -> dict[str, Tensor]:
+        with source.opened(block, rewrite=False, original=True):
+            return probe.derive(block, seen)
+
+    if sharing is None:
+        return compute()
+    key = {**sharing.weights, **sharing.inputs, "block": block.index, **vars(probe)}
+    return sharing.store.tensors(probe.name, key, compute)
 
 
 def _model_probe(

@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lorap_exp.calibration.evidence import Evidence, Survey
-from lorap_exp.calibration.probes import ModelProbe, Probe
+from lorap_exp.calibration.probes import Asked, Probe
 from lorap_exp.calibration.walk import Visit, Walk, walk
 from lorap_exp.evaluation.perplexity import mean_nll
 from lorap_exp.methods.contract import Carry, Part, Step
@@ -153,7 +153,7 @@ class Asvd(Step):
         """What is measured."""
         return Sensitivity(self.targets, self.exponent, self.levels, self.samples)
 
-    def survey(self, shape: Shape, edits: Sequence[Edit]) -> Iterable[Probe | ModelProbe]:
+    def survey(self, shape: Shape, edits: Sequence[Edit]) -> Iterable[Asked]:
         return [self.sensitivity]
 
     def options(self, shape: Shape, seen: Survey | None) -> list[Option]:

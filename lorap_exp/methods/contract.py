@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lorap_exp.calibration.evidence import Survey
-from lorap_exp.calibration.probes import ModelProbe, Probe
+from lorap_exp.calibration.probes import Asked, Probe
 from lorap_exp.calibration.walk import Visit
 from lorap_exp.config import MethodConfig, explain
 from lorap_exp.data.source import DataSource
@@ -31,7 +31,7 @@ from lorap_exp.planning.shapes import BlockShape, Shape
 Bars = Callable[[str, str], Callable[[Iterable[Any]], Iterable[Any]]]
 """(label, unit) -> a progress bar."""
 Carry = dict[str, Any]
-"""What a step hands on from block to block; empty at the first."""
+"""What a step hands on from block to block; "survey" is there from the beginning, if it asked."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class Step:
     def read(self, texts: Texts) -> Any:
         """What the step trains on, read and tokenised before any weight is loaded."""
 
-    def survey(self, shape: Shape, edits: Sequence[Edit]) -> Iterable[Probe | ModelProbe]:
+    def survey(self, shape: Shape, edits: Sequence[Edit]) -> Iterable[Asked]:
         """What is measured of the incoming model before sizes are chosen.
 
         `edits` were planned without evidence; with it there are as many parameters elsewhere.

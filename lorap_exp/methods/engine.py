@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorap_exp.calibration.evidence import Evidence, Sharing
+from lorap_exp.calibration.evidence import Evidence, Sharing, Survey
 from lorap_exp.calibration.probes import Probe
 from lorap_exp.calibration.survey import measured
 from lorap_exp.calibration.walk import Visit, Walk, walk
@@ -32,6 +32,7 @@ def rewrite_blocks(
     sharing: Sharing | None,
     bars: Bars,
     progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+    seen: Survey | None = None,
 ) -> list[Edit]:
     """Calibrate and rewrite every block in one walk.
 
@@ -45,6 +46,7 @@ def rewrite_blocks(
         sharing: the store, for an incoming model that is the original one.
         bars: progress bars.
         progress: wraps the blocks.
+        seen: what was measured before sizes were chosen.
 
     Returns:
         The edits as carried out: a step may move parameters inside a block, within its budget.
@@ -59,17 +61,17 @@ def rewrite_blocks(
     visits = [visit for _, _, visit in acting]
     probes = {probe for visit in visits for probe in visit.probes}
     known = _known(source, ids, probes, visits, how, sharing=sharing, bars=bars)
-    carry: dict[str, Carry] = {name: {} for name, _ in group}
+    carry: dict[str, Carry] = {name: {"survey": seen} if seen else {} for name, _ in group}
     done = [edit for edits_ in source.done.values() for edit in edits_]
     walked = walk(source, ids, visits, how, sharing=sharing, known=known)
     left = [block for block in source.blocks if not source.finished(block)]
     total = range(len(left) * len(acting))
-    for (block, visit, seen), position in zip(walked, progress(total), strict=False):
+    for (block, visit, found), position in zip(walked, progress(total), strict=False):
         name, step, _ = acting[position % len(acting)]
         if not block.family.matrices:
             continue
         part = Part(block, visit.names, shape.by_index[block.index])
-        carried = list(step.apply(part, of_block(edits[name], block.index), seen, carry[name]))
+        carried = list(step.apply(part, of_block(edits[name], block.index), found, carry[name]))
         source.note(carried)
         done += carried
     for name, step in group:

@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lorap_exp.calibration.evidence import Evidence, Survey
-from lorap_exp.calibration.probes import ModelProbe, Probe
+from lorap_exp.calibration.probes import Asked, Probe
 from lorap_exp.methods.contract import Carry, Part, Step
 from lorap_exp.methods.pruning import head_option, keep_units, size_of
 from lorap_exp.models.families import Block, blocks_of
@@ -76,7 +76,7 @@ class Flap(Step):
     def rule(self) -> Threshold:
         return Threshold(Rounding(uniform=False))
 
-    def survey(self, shape: Shape, edits: Sequence[Edit]) -> Iterable[Probe | ModelProbe]:
+    def survey(self, shape: Shape, edits: Sequence[Edit]) -> Iterable[Asked]:
         return [ColumnSquares(), *self.probes(self.sized)]
 
     def probes(self, names: Sequence[str]) -> Iterable[Probe]:

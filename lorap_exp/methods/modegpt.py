@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from lorap_exp.calibration.evidence import Evidence, Survey
-from lorap_exp.calibration.probes import ModelProbe, Probe
+from lorap_exp.calibration.probes import Asked, Probe
 from lorap_exp.errors import LorapError
 from lorap_exp.methods.contract import Carry, Part, Step
 from lorap_exp.methods.influence import BlockInfluence, with_importance
@@ -46,7 +46,7 @@ class ModuleStep(Step):
     def sized(self) -> Sequence[str]:
         return SPACES[self.space].matrices
 
-    def survey(self, shape: Shape, edits: Sequence[Edit]) -> Iterable[Probe | ModelProbe]:
+    def survey(self, shape: Shape, edits: Sequence[Edit]) -> Iterable[Asked]:
         return [BlockInfluence()] if edits else []
 
     def options(self, shape: Shape, seen: Survey | None) -> list[Option]:

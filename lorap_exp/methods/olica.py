@@ -16,7 +16,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from lorap_exp.calibration.evidence import Evidence, Survey
-from lorap_exp.calibration.probes import ModelProbe, Probe
+from lorap_exp.calibration.probes import Asked, Probe
 from lorap_exp.calibration.walk import Visit
 from lorap_exp.methods.contract import Carry, Part, Step
 from lorap_exp.methods.modegpt import ModuleStep, features
@@ -38,7 +38,7 @@ class RotatedValues(ModuleStep):
 
     space = "value"
 
-    def survey(self, shape: Shape, edits: Sequence[Edit]) -> Iterable[Probe | ModelProbe]:
+    def survey(self, shape: Shape, edits: Sequence[Edit]) -> Iterable[Asked]:
         return ()
 
     def options(self, shape: Shape, seen: Survey | None) -> list[Option]:
@@ -108,7 +108,7 @@ class LinearBranch(Step):
     rank: Annotated[float, Field(gt=0, le=1)]
     ridge: Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
-    def survey(self, shape: Shape, edits: Sequence[Edit]) -> Iterable[Probe | ModelProbe]:
+    def survey(self, shape: Shape, edits: Sequence[Edit]) -> Iterable[Asked]:
         return [MLP_MAP] if self.blocks else []
 
     def additions(self, shape: Shape, seen: Survey | None) -> list[Edit]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lorap_exp.analysis.spectra import measure_spectra
-from lorap_exp.calibration.evidence import Sharing
+from lorap_exp.calibration.evidence import Sharing, Survey
 from lorap_exp.calibration.sampling import digest
 from lorap_exp.calibration.survey import survey
 from lorap_exp.config import Config
@@ -154,7 +154,7 @@ class Work:
     def run(self, number: int) -> None:
         """Measure, plan and carry out one group."""
         group = self._inputs.stack.groups()[number]
-        edits = self._plan(number)
+        edits, seen = self._plan(number)
         first = group[0][1]
         if first.reach == "model":
             label = "replace" if first.removes_layers else "recovery"
@@ -183,6 +183,7 @@ class Work:
                 sharing=self._sharing(),
                 bars=bar,
                 progress=bar("compress", "part"),
+                seen=seen,
             )
             self._advance(carried, {})
 
@@ -195,15 +196,15 @@ class Work:
         self._advance(plan.edits, {})
         self._note(0, counts)
 
-    def _plan(self, number: int) -> Edits:
-        """The edits of each step, in view of what it asks to be measured."""
+    def _plan(self, number: int) -> tuple[Edits, Survey | None]:
+        """The edits of each step, in view of what it asks to be measured, and that."""
         inputs, group = self._inputs, self._inputs.stack.groups()[number]
         before = self.done.plan
         edits = plan_group(inputs.stack, number, inputs.dense, before, inputs.budget, seen=None)
         shape = before.shape(inputs.dense)
         probes = [probe for name, step in group for probe in step.survey(shape, edits[name])]
         if not probes:
-            return edits
+            return edits, None
         assert inputs.calibration is not None
         with self._meter.stage("select" if group[0][1].removes_layers else "survey"):
             seen = survey(
@@ -217,7 +218,8 @@ class Work:
         for probe in probes:
             if isinstance(probe, LayerScores):
                 self._show(Selection.restore(**seen.of(probe)))
-        return plan_group(inputs.stack, number, inputs.dense, before, inputs.budget, seen=seen)
+        edits = plan_group(inputs.stack, number, inputs.dense, before, inputs.budget, seen=seen)
+        return edits, seen
 
     def _show(self, selection: Selection) -> None:
         self._job.write("selection.json", asdict(selection))

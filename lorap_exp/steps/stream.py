@@ -7,7 +7,6 @@ import psutil
 import torch
 from transformers import PreTrainedModel
 
-from lorap_exp.calibration.probes import Probe
 from lorap_exp.calibration.survey import survey
 from lorap_exp.config import Config
 from lorap_exp.errors import LorapError
@@ -47,7 +46,7 @@ def streams(cfg: Config, inputs: Inputs) -> bool:
         )
     for name, step in groups[0]:
         probes = step.survey(inputs.dense, inputs.plan.edits)
-        if step.ends or any(not isinstance(probe, Probe) for probe in probes):
+        if step.ends or any(hasattr(probe, "measure") for probe in probes):
             raise LorapError(
                 f"stream must be false for method {cfg.method.name}: its stage {name} measures or "
                 f"changes the whole model at once"
@@ -93,6 +92,7 @@ def compress_streamed(
     (group,) = stack.groups()
     edits = plan_group(stack, 0, dense, before, inputs.budget, seen=None)
     probes = [probe for name, step in group for probe in step.survey(dense, edits[name])]
+    seen = None
     if probes:
         with meter.stage("survey"):
             seen = survey(source, inputs.calibration, probes, inputs.how, sharing=sharing, bars=bar)
@@ -108,6 +108,7 @@ def compress_streamed(
             sharing=sharing,
             bars=bar,
             progress=bar("compress", "part"),
+            seen=seen,
         )
     plan = before + done
     with meter.stage("save"):

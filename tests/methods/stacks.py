@@ -65,13 +65,13 @@ def compress(
     (group,) = stack.groups()
     dense, asked, before = shape_of(model), Budget(ratio, **budget), Plan(ratio)
     edits = plan_group(stack, 0, dense, before, asked, seen=None)
-    source = Source(model)
+    source, seen = Source(model), None
     probes = [probe for name, step in group for probe in step.survey(dense, edits[name])]
     if probes:
         seen = survey(source, ids, probes, how, sharing=sharing, bars=no_bars)
         edits = plan_group(stack, 0, dense, before, asked, seen=seen)
     done = rewrite_blocks(
-        source, group, edits, dense, ids=ids, how=how, sharing=sharing, bars=no_bars
+        source, group, edits, dense, ids=ids, how=how, sharing=sharing, bars=no_bars, seen=seen
     )
     return before + done
 

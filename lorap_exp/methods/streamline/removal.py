@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from lorap_exp.calibration.evidence import Survey
-from lorap_exp.calibration.probes import ModelProbe, Probe
+from lorap_exp.calibration.probes import Asked
 from lorap_exp.calibration.sampling import packed_windows, read_text
 from lorap_exp.errors import LorapError
 from lorap_exp.methods.contract import Carry, Step, Texts, Whole
@@ -108,7 +108,7 @@ class LayerRemoval(Step):
                 f"'{config.model_type}' models that normalise the output of their MLP"
             )
 
-    def survey(self, shape: Shape, edits: Sequence[Edit]) -> Iterable[Probe | ModelProbe]:
+    def survey(self, shape: Shape, edits: Sequence[Edit]) -> Iterable[Asked]:
         return [self._scores(len(removed(edits)))] if edits else []
 
     def _scores(self, length: int) -> LayerScores:

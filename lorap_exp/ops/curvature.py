@@ -1,0 +1,179 @@
+"""Compression under the curvature of the loss: what a change of a weight costs, in nats per token.
+
+With S = E[x x^T] of a matrix's inputs and G = E[g g^T] of the gradients at its outputs, a change dW
+costs tr(G dW S dW^T) / 2 to second order (K-FAC, arXiv 1503.05671). Damages here are without the
+half, so that they compare with one another.
+
+Shapes: O outputs, I inputs, R rank, U units of F features each.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lorap_exp.ops.modules import shrunk
+
+
+def root_factor(S_II: Tensor, share: float = 0.0) -> tuple[Tensor, Tensor]:
+    """L with L L^T = S shrunk towards its diagonal, and its inverse, float64.
+
+    Features are scaled to unit variance first, so that their extremes do not hide one another.
+    """
+    S = shrunk(S_II, share)
+    diagonal = S.diagonal()
+    scale = diagonal.clamp_min(float(diagonal.mean()) * 1e-8 + 1e-30).sqrt()
+    correlation = S / scale[:, None] / scale
+    correlation = correlation + 1e-6 * torch.eye(len(S), dtype=S.dtype, device=S.device)
+    factor = torch.linalg.cholesky(correlation)
+    identity = torch.eye(len(S), dtype=S.dtype, device=S.device)
+    inverse = torch.linalg.solve_triangular(factor, identity, upper=False)
+    return scale[:, None] * factor, inverse / scale
+
+
+@dataclass(frozen=True)
+class TwoSided:
+    """The low-rank approximations of one matrix under both metrics, for every rank.
+
+    `energies` are the squared singular values, descending: their tail sum from r is the damage of
+    rank r.
+    """
+
+    energies: Tensor
+    left: Tensor
+    right: Tensor
+
+    def factors(self, rank: int) -> tuple[Tensor, Tensor]:
+        """L (O, R) and R (R, I), float64."""
+        return self.left[:, :rank], self.right[:rank]
+
+    @property
+    def tails(self) -> Tensor:
+        """Damage of rank 0, 1, ..., K, float64."""
+        total = self.energies.flip(0).cumsum(0).flip(0)
+        return torch.cat([total, total.new_zeros(1)])
+
+
+def two_sided(W_OI: Tensor, G: Tensor, S_II: Tensor, share_g: float, share_s: float) -> TwoSided:
+    """Best approximations under tr(G dW S dW^T), for every rank at once.
+
+    Args:
+        W_OI: weight.
+        G: (O, O), or its diagonal (O,).
+        S_II: second moment of the inputs.
+        share_g: shrinkage of G towards its diagonal.
+        share_s: shrinkage of S.
+
+    One eigenproblem on the smaller side of the matrix, float64.
+    """
+    W = W_OI.double()
+    outs, ins = W.shape
+    if ins <= outs:
+        root, inverse = root_factor(S_II, share_s)
+        GW = G.double()[:, None] * W if G.ndim == 1 else shrunk(G, share_g) @ W
+        values, vectors = torch.linalg.eigh(root.mT @ (W.mT @ GW) @ root)
+        vectors = vectors.flip(-1)
+        return TwoSided(values.flip(0).clamp_min(0), W @ (root @ vectors), vectors.mT @ inverse)
+    if G.ndim == 1:
+        scale = G.double().sqrt()
+        scale = scale.clamp_min(float(scale.mean()) * 1e-8 + 1e-30)
+        root, inverse = torch.diag(scale), torch.diag(1 / scale)
+    else:
+        root, inverse = root_factor(G, share_g)
+    values, vectors = torch.linalg.eigh(root.mT @ (W @ shrunk(S_II, share_s) @ W.mT) @ root)
+    vectors = vectors.flip(-1)
+    return TwoSided(values.flip(0).clamp_min(0), inverse.mT @ vectors, vectors.mT @ (root.mT @ W))
+
+
+@dataclass(frozen=True)
+class Elimination:
+    """Units kept at each size, the damage that far, at the sizes asked for."""
+
+    kept: list[Tensor]
+    damages: list[float]
+
+
+def eliminate(
+    W_OI: Tensor, S_II: Tensor, G_OO: Tensor, sizes: Sequence[int], units_UF: Tensor | None = None
+) -> Elimination:
+    """Structured optimal brain surgeon under a metric on the outputs, some units in each round.
+
+    A unit's score is the damage of removing it while the others make up for it; the lowest go, the
+    rest are corrected, and the inverse is downdated.
+
+    Args:
+        W_OI: the matrix that reads the units.
+        S_II: second moment of its inputs, shrunk by the caller.
+        G_OO: metric of its outputs.
+        sizes: units left after each round, not ascending.
+        units_UF: columns of each unit; None for single columns.
+    """
+    diagonal = S_II.diagonal().clamp_min(1e-20)
+    scale = diagonal.sqrt()
+    correlation = S_II / scale[:, None] / scale
+    correlation = correlation + 1e-4 * torch.eye(len(scale), dtype=S_II.dtype, device=S_II.device)
+    W, G = (W_OI.to(S_II.dtype) * scale).mT, G_OO.to(S_II.dtype)
+    units = torch.arange(len(W), device=W.device)[:, None] if units_UF is None else units_UF
+    features = units.shape[1]
+    order = units.flatten()
+    W, inverse = W[order], torch.linalg.inv(correlation)[order][:, order]
+    alive, damage = torch.arange(len(units), device=W.device), 0.0
+    kept, damages = [], []
+    for size in sizes:
+        if len(alive) > size:
+            ranked = _scores(W, inverse, G, features).argsort(stable=True)
+            gone, stay = ranked[: len(alive) - size], ranked[len(alive) - size :].sort().values
+            out, keep = _columns(gone, features), _columns(stay, features)
+            between = inverse[:, out]
+            solved = torch.linalg.solve(between[out], torch.cat([between.mT, W[out]], 1))
+            moved, change = solved[:, : len(inverse)], solved[:, len(inverse) :]
+            damage += float(((W[out] @ G) * change).sum())
+            W = W[keep] - between[keep] @ change
+            inverse = inverse[keep][:, keep] - between[keep] @ moved[:, keep]
+            alive = alive[stay]
+        kept.append(alive)
+        damages.append(damage)
+    return Elimination(kept, damages)
+
+
+def _columns(units: Tensor, features: int) -> Tensor:
+    return (units[:, None] * features + torch.arange(features, device=units.device)).flatten()
+
+
+def _scores(W: Tensor, inverse: Tensor, G: Tensor, features: int) -> Tensor:
+    if features == 1:
+        return ((W @ G) * W).sum(1) / inverse.diagonal()
+    count = len(W) // features
+    at = torch.arange(count, device=W.device)
+    blocks = inverse.view(count, features, count, features)[at, :, at]
+    own = W.view(count, features, -1)
+    inner = (own @ G) @ own.mT
+    return torch.einsum("ugh,uhg->u", torch.linalg.inv(blocks), inner)
+
+
+def balanced(outputs_GOF: Tensor, moments_GFF: Tensor, metric_OO: Tensor) -> tuple[Tensor, Tensor]:
+    """A basis of one value head in which its features are independent and sorted by what they do.
+
+    T A T^T = 1 for the summed second moment A of the head's features in all query heads, and the
+    output metric is diagonal, largest first.
+
+    Args:
+        outputs_GOF: columns of the output projection of each query head that reads it.
+        moments_GFF: second moments of the features as each of them reads it.
+        metric_OO: G.
+
+    Returns:
+        T and its inverse, (F, F) float64.
+    """
+    A = moments_GFF.double().sum(0)
+    outputs = outputs_GOF.double()
+    M = (outputs.mT @ (metric_OO.double() @ outputs)).sum(0)
+    identity = torch.eye(len(A), dtype=A.dtype, device=A.device)
+    A = A + 1e-4 * A.diagonal().mean() * identity
+    M = M + 1e-6 * M.diagonal().mean() * identity
+    factor = torch.linalg.cholesky(A)
+    _, vectors = torch.linalg.eigh(factor.mT @ M @ factor)
+    vectors = vectors.flip(-1)
+    inverse = torch.linalg.solve_triangular(factor, identity, upper=False)
+    return vectors.mT @ inverse, factor @ vectors

@@ -1,0 +1,111 @@
+"""Sizes of modules inside one another: a width, and below it a rank for each of its matrices.
+
+A `Module` is a part of a block with one width; each width has its damage, and each matrix of it
+then has ranks with costs and further damage. Under a price of a parameter the best rank of every
+matrix is found for each width, then the best width; the price is bisected until the budget is met.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lorap_exp.planning.edits import Edit, Factor, Resize
+from lorap_exp.planning.shapes import factor_parameters
+
+Values = NDArray[np.float64]
+ROUNDS = 60
+"""Halvings of the price of a parameter."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Ranks that one matrix may have at each width: `costs` and `damages` are (widths, ranks).
+
+    The last rank is the full one: the matrix stays dense, at no damage.
+    """
+
+    matrix: str
+    ranks: tuple[int, ...]
+    costs: Values
+    damages: Values
+
+
+@dataclass(frozen=True)
+class Module:
+    """One part of a block: its widths, ascending damage of each, and the ranks of its matrices.
+
+    `space` is None where there is no width to choose. The last width is the full one.
+    """
+
+    block: int
+    space: str | None
+    widths: tuple[int, ...]
+    damages: Values
+    matrices: tuple[Ranks, ...]
+
+    def pick(self, price: float, weight: float) -> tuple[int, tuple[int, ...], float]:
+        """Number of the best width, of the best rank of each matrix, and their cost."""
+        total, chosen = self.damages * weight, []
+        for ranks in self.matrices:
+            values = ranks.damages * weight + price * ranks.costs
+            best = values.argmin(1)
+            chosen.append(best)
+            total = total + values[np.arange(len(best)), best]
+        width = int(total.argmin())
+        picks = tuple(int(best[width]) for best in chosen)
+        costs = (m.costs[width, pick] for m, pick in zip(self.matrices, picks, strict=True))
+        return width, picks, float(sum(costs))
+
+    def edits(self, width: int, picks: Sequence[int], form: str) -> list[Edit]:
+        """What the choice changes."""
+        found: list[Edit] = []
+        if self.space is not None and width < len(self.widths) - 1:
+            found.append(Resize(self.block, self.space, self.widths[width]))
+        for ranks, pick in zip(self.matrices, picks, strict=True):
+            if pick < len(ranks.ranks) - 1:
+                found.append(Factor(self.block, ranks.matrix, ranks.ranks[pick], form))
+        return found
+
+
+def rank_costs(outs: int, ins: int, ranks: Sequence[int], form: str) -> Values:
+    """Parameters at each rank; the last is the dense matrix, and no rank costs more."""
+    costs = [factor_parameters(outs, ins, rank, form) for rank in ranks]
+    costs[-1] = outs * ins
+    return np.array([min(cost, outs * ins) for cost in costs], dtype=np.float64)
+
+
+def allocate(
+    modules: Sequence[Module], budget: int, weights: dict[int, float], form: str
+) -> list[Edit]:
+    """The edits of least weighted damage that keep at most `budget` parameters.
+
+    Args:
+        modules: of all blocks.
+        budget: parameters that may stay.
+        weights: of the damage of each block.
+        form: of factors.
+
+    Raises:
+        ValueError: the smallest sizes are above the budget.
+    """
+
+    def cost(price: float) -> float:
+        return sum(module.pick(price, weights[module.block])[2] for module in modules)
+
+    low, high = 0.0, 1.0
+    for _ in range(80):
+        if cost(high) <= budget:
+            break
+        high *= 4
+    else:
+        raise ValueError(f"the smallest sizes need more than the {budget} parameters that may stay")
+    for _ in range(ROUNDS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if cost(middle) > budget else (low, middle)
+    edits: list[Edit] = []
+    for module in modules:
+        width, picks, _ = module.pick(high, weights[module.block])
+        edits += module.edits(width, picks, form)
+    return edits
