@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from safetensors import safe_open
 from transformers import PreTrainedConfig
@@ -10,10 +11,15 @@ from transformers import PreTrainedConfig
 from lorap_exp.errors import LorapError
 from lorap_exp.models.checkpoint import count_parameters, load_config, part_of
 from lorap_exp.models.families import family_of, meta_model
+from lorap_exp.models.openness import openness, size_advice
 from lorap_exp.models.structure import Family
 
 WIDTH = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
 """Bytes of a value by the safetensors name of its type."""
+LEGEND = (
+    "r = rank of the factors, o = outputs kept, i = inputs kept, s, g = rows and columns held, "
+    "+b = with a bias, - = as it was"
+)
 
 
 def describe(folder: Path) -> str:
@@ -36,6 +42,7 @@ def describe(folder: Path) -> str:
     counts, sizes = count_parameters(meta_model(config)), _bytes(folder, family)
     lines += ["", f"{'part':<12} {'parameters':>15} {'bytes':>15}"]
     lines += [f"{part:<12} {n:>15,} {sizes[part]:>15,}" for part, n in counts.items()]
+    lines += ["", openness(config), *filter(None, [size_advice(config)])]
     return "\n".join(lines)
 
 
@@ -54,15 +61,18 @@ def _layers(config: PreTrainedConfig, family: Family) -> list[str]:
         if str(index) in replaced:
             text = f"  replaced by {replaced[str(index)]['kind']}"
         lines.append(f"{index:>5} {original:>8}  {text}")
-    lines.append("r = rank of the factors, o = outputs kept, i = inputs kept, - = as it was")
+    lines.append(LEGEND)
     if numbers is not None:
         lines.append("original = number of the layer in the model before layers were removed")
     return lines
 
 
-def _cell(shape: dict[str, int]) -> str:
-    short = {"rank": "r", "out_features": "o", "in_features": "i"}
-    return " ".join(f"{short[key]}{size}" for key, size in shape.items()) or "-"
+def _cell(form: dict[str, Any]) -> str:
+    short = {"rank": "r", "out_features": "o", "in_features": "i", "scatter": "s", "gather": "g"}
+    cells = [f"{short[key]}{size}" for key, size in form.items() if key in short]
+    if form.get("form") == "pivoted":
+        cells.append("pivoted")
+    return " ".join([*cells, *(["+b"] if form.get("bias") else [])]) or "-"
 
 
 def _bytes(folder: Path, family: Family) -> Counter[str]:

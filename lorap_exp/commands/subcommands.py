@@ -1,4 +1,4 @@
-"""The subcommands beside a run: `info`, `report`, `data` and `store`."""
+"""The subcommands beside a run: `info`, `export`, `push`, `report`, `data` and `store`."""
 
 import argparse
 import math
@@ -11,7 +11,7 @@ import yaml
 from lorap_exp.commands.catalogue import conf_folder
 from lorap_exp.errors import LorapError
 
-COMMANDS = ("info", "report", "data", "store")
+COMMANDS = ("info", "export", "push", "report", "data", "store")
 GROUPS = ("wikitext2", "ptb", "c4", "tasks", "alpaca")
 MOST_DOCUMENTS = 350_000
 """C4 is fetched from its first file, which holds a few thousand more."""
@@ -33,10 +33,20 @@ def run(arguments: Sequence[str]) -> None:
 def parser() -> argparse.ArgumentParser:
     """The grammar of all subcommands."""
     parser = argparse.ArgumentParser(prog="python -m lorap_exp")
-    commands = parser.add_subparsers(required=True, metavar="{info,report,data,store}")
+    commands = parser.add_subparsers(required=True, metavar="{info,export,push,report,data,store}")
     info = commands.add_parser("info", help="what was done to each layer of a saved model")
     info.add_argument("folder", type=Path, help="a saved model, or the job that holds it")
     info.set_defaults(run=_info)
+    export = commands.add_parser("export", help="a saved model in another form, without its job")
+    export.add_argument("folder", type=Path, help="a saved model, or the job that holds it")
+    export.add_argument("--to", choices=("dense", "stock", "gguf"), required=True)
+    export.add_argument("--output", type=Path, help="where it goes (default: beside the folder)")
+    export.set_defaults(run=_export)
+    push = commands.add_parser("push", help="upload a saved model to the hub")
+    push.add_argument("folder", type=Path, help="a saved model, or the job that holds it")
+    push.add_argument("repo_id", help="owner/name on the hub; made when it is not there")
+    push.add_argument("--private", action="store_true", help="of a repository that is made")
+    push.set_defaults(run=_push)
     report = commands.add_parser("report", help="table, plots and page of sweeps, from disk")
     report.add_argument("folders", nargs="+", type=Path, metavar="folder", help="of a sweep")
     report.add_argument("--output", type=Path, help="where it goes (default: the first folder)")
@@ -106,6 +116,18 @@ def _info(options: argparse.Namespace) -> None:
     from lorap_exp.commands.info import describe
 
     print(describe(options.folder))
+
+
+def _export(options: argparse.Namespace) -> None:
+    from lorap_exp.commands.export import convert
+
+    print(convert(options.folder, options.to, options.output))
+
+
+def _push(options: argparse.Namespace) -> None:
+    from lorap_exp.commands.export import push
+
+    print(push(options.folder, options.repo_id, options.private))
 
 
 def _report(options: argparse.Namespace) -> None:

@@ -43,7 +43,7 @@ from lorap_exp.models.modeling_compressed import (
     stock_models,
 )
 from lorap_exp.models.portable import make_portable
-from lorap_exp.models.stock import OWN, fields_of, stock_settings
+from lorap_exp.models.stock import OWN, fields_of, stock_settings, without_factors
 from lorap_exp.models.structure import ATTENTION, Family, canonical
 
 DECODER = ("attention", "mlp", "replacement")
@@ -155,7 +155,7 @@ def export(model: PreTrainedModel, dense: PreTrainedConfig, form: str) -> PreTra
     if form == "dense":
         for path, projection in projections(model).items():
             place(model, path, multiply_out(projection))
-        model.config.compressed_modules = _multiplied(model.config.compressed_modules)
+        model.config.compressed_modules = without_factors(model.config).compressed_modules
     found = stock_settings(model.config)
     if isinstance(found, str):
         return model
@@ -164,13 +164,6 @@ def export(model: PreTrainedModel, dense: PreTrainedConfig, form: str) -> PreTra
     if model.config.original_layers:
         stock.original_layers = model.config.original_layers
     return _rebuild(model, _causal_class(stock), stock)
-
-
-def _multiplied(forms: Mapping[str, Mapping[str, Any]] | None) -> dict[str, dict[str, Any]]:
-    """`compressed_modules` without factors, and with whole rows and columns."""
-    kept = ("out_features", "in_features", "bias")
-    dense = {p: {k: v for k, v in form.items() if k in kept} for p, form in (forms or {}).items()}
-    return {path: form for path, form in dense.items() if form}
 
 
 @torch.no_grad()

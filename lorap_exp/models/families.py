@@ -42,7 +42,17 @@ class Block:
         return place in self.family.matrices or place in ("residual", "middle")
 
     def linear(self, name: str) -> nn.Linear:
-        """The projection, whatever its form."""
+        """The projection, whatever its form.
+
+        Raises:
+            LorapError: the layer has none of this name.
+        """
+        if name not in self.family.matrices:
+            raise LorapError(
+                f"block {self.index} of '{self.family.model_type}' has no matrix '{name}', only "
+                f"{', '.join(self.family.matrices) or 'none'}"
+                + ("; its MLP is a mixture of experts" if self.family.experts else "")
+            )
         return self.module.get_submodule(self.family.matrices[name])  # type: ignore[return-value]
 
     def weight(self, name: str) -> Tensor:

@@ -628,6 +628,14 @@ class CompressedSettings:
     def __init__(self, **settings):
         super().__init__(**(old_rope(settings) if transformers.__version__ < "5" else settings))
 
+    @property
+    def base_model_tp_plan(self):
+        """Which linear layers are split over processes, and how."""
+        plan = self.stock_class.base_model_tp_plan
+        return (
+            None if plan is None or self.layout is None else tensor_parallel_plan(plan, self.layout)
+        )
+
     def to_dict(self):
         peft = sys.modules.get("peft.utils.constants")
         if peft is not None and self.layout is not None:  # peft asks here for the model's type
@@ -680,15 +688,26 @@ def stock_models(config_class):
     return found
 
 
-def tensor_parallel_plan(stock):
-    """The stock plan, and for factors: the left one as its outputs are, the right as its inputs."""
-    plan = dict(stock or {})
+def tensor_parallel_plan(stock, layout):
+    """The stock plan, and for factors: the left one as its outputs are, the right as its inputs.
+
+    Parts of a fused projection are split when their outputs are gathered; modules whose fused
+    projection is to stay apart (GPT-NeoX) stay whole.
+    """
+    plan, whole = {}, set()
     for path, style in (stock or {}).items():
         owner, _, name = path.rpartition(".")
-        side = "left" if style.startswith("colwise") else "right"
-        if style.startswith(("colwise", "rowwise")):
-            plan[f"{owner}.{side}.{name}"] = style
-    return plan
+        fused = layout["fused"].get(path.partition(".*.")[2])
+        if fused is None:
+            side = "left" if style.startswith("colwise") else "right"
+            plan |= {path: style, f"{owner}.{side}.{name}": style}
+        elif "gather" not in style:
+            whole.add(owner)
+        else:
+            for part, _ in fused["parts"]:
+                plan |= {f"{path}.{part}": style, f"{path}.left.{part}": style}
+    inside = tuple(f"{owner}." for owner in whole)
+    return {path: style for path, style in plan.items() if not path.startswith(inside)}
 
 
 def compressed_class(stock):
@@ -699,8 +718,7 @@ def compressed_class(stock):
     body = {"__module__": __name__, "__doc__": f"{stock.__name__} with compressed layers."}
     if not issubclass(stock, transformers.PreTrainedModel):
         kind = f"compressed_{stock.model_type}"
-        plan = tensor_parallel_plan(stock.base_model_tp_plan)
-        body |= {"model_type": kind, "base_model_tp_plan": plan, "stock_class": stock}
+        body |= {"model_type": kind, "stock_class": stock}
         globals()[name] = made = type(name, (CompressedSettings, stock), body)
         made.register_for_auto_class()
         _register(made)

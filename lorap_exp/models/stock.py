@@ -3,6 +3,7 @@
 A stock architecture opens in every tool; anything else needs the modelling file beside the weights.
 """
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +23,8 @@ OWN = (
 )
 """What a compressed configuration has beside the stock one's settings."""
 WIDTHS = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size")
+SIZES = ("out_features", "in_features", "bias")
+"""What a dense matrix may have of a projection's form."""
 BIASES = {"attention": ("attention_bias", "bias"), "mlp": ("mlp_bias", "bias")}
 Forms = dict[str, dict[str, Any]]
 """Matrix of a layer -> what `compressed_modules` says of it."""
@@ -40,6 +43,15 @@ def stock_base(config: PreTrainedConfig) -> PreTrainedConfig:
         return config
     settings = {k: v for k, v in fields_of(config).items() if k not in OWN}
     return stock_class(**settings)
+
+
+def without_factors(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The configuration of a compressed model after its factors are multiplied out."""
+    forms: dict[str, dict[str, Any]] = getattr(config, "compressed_modules", None) or {}
+    dense = {p: {k: v for k, v in form.items() if k in SIZES} for p, form in forms.items()}
+    changed = copy.deepcopy(config)
+    changed.compressed_modules = {path: form for path, form in dense.items() if form}
+    return changed
 
 
 class NotStockError(Exception):

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from lorap_exp.config import RandomModelConfig
 from lorap_exp.errors import LorapError
 from lorap_exp.models.checkpoint import as_compressed, check_reload, count_parameters, export, save
+from lorap_exp.models.experts import experts_setting, keep_experts
 from lorap_exp.models.families import (
     blocks_of,
     decoder_family,
@@ -225,3 +226,32 @@ def test_what_cannot_be_understood_is_named(family: str, missing: str) -> None:
 def test_a_name_unknown_to_transformers_is_refused() -> None:
     with pytest.raises(LorapError, match=r"model.random.family must .* got 'lama'"):
         make("lama")
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_fewer_experts_are_a_stock_mixture(family: str, tmp_path: Path) -> None:
+    model = make(family)
+    config = model.config
+    for block in blocks_of(model):
+        keep_experts(block, [0, 2, 3])
+    expected = model(IDS).logits
+    result = as_compressed(model, {"stock": experts_setting(config, 3)}, config)
+    assert torch.equal(result(IDS).logits, expected)
+    stock = export(result, config, "factored")
+    assert stock.config.model_type == config.model_type
+    assert torch.equal(stock(IDS).logits, expected)
+    save(stock, byte_tokenizer(), tmp_path / "model")
+    check_reload(stock, tmp_path / "model", IDS)
+    assert count_parameters(stock)["mlp"] < count_parameters(make(family))["mlp"] * 0.76
+
+
+def test_what_experts_cannot_be_kept_is_said() -> None:
+    mixture, plain = make("mixtral"), make("llama")
+    with pytest.raises(LorapError, match=r"kept must lie in \[2, 4\], got 1"):
+        experts_setting(mixture.config, 1)
+    with pytest.raises(LorapError, match="from a mixture only, got 'llama'"):
+        experts_setting(plain.config, 2)
+    with pytest.raises(LorapError, match="'llama' has no experts in block 0"):
+        keep_experts(blocks_of(plain)[0], [0])
+    with pytest.raises(LorapError, match="has no matrix 'up', only q, k, v, o; its MLP is a mix"):
+        blocks_of(mixture)[0].linear("up")

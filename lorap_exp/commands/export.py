@@ -1,0 +1,180 @@
+"""`python -m lorap_exp export FOLDER` and `push`: a finished folder in another form, on the hub."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from httpx2 import HTTPError
+from huggingface_hub import HfApi
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from lorap_exp.errors import LorapError
+from lorap_exp.models.card import restate
+from lorap_exp.models.checkpoint import (
+    check_reload,
+    export,
+    load,
+    load_config,
+    save,
+)
+from lorap_exp.models.openness import openness, size_advice
+from lorap_exp.models.stock import stock_base, stock_settings
+
+CONVERTER = "convert_hf_to_gguf.py"
+TEXT = "The quick brown fox jumps over the lazy dog, and the dog sleeps on in the warm sun."
+RECORDS = ("plan.json", "result.json")
+
+
+def model_folder(folder: Path) -> Path:
+    """The saved model in a job's folder, or the folder itself.
+
+    Raises:
+        LorapError: there is no saved model.
+    """
+    inner = folder / "model"
+    folder = inner if (inner / "config.json").is_file() else folder
+    if not (folder / "config.json").is_file():
+        raise LorapError(f"a model's folder holds config.json, got '{folder}'")
+    return folder
+
+
+def convert(folder: Path, to: str, output: Path | None) -> str:
+    """Write a finished folder in another form beside it, reload checked; what came of it.
+
+    Args:
+        folder: a saved model, or the job that holds it.
+        to: dense (factors multiplied out, stock where a stock configuration describes it), stock
+            (the same, or an error that says why not), or gguf.
+        output: where it goes; by default beside `folder`, with `to` in its name.
+
+    Raises:
+        LorapError: the form is impossible, or something that it needs is missing.
+    """
+    folder = model_folder(folder)
+    output = output or folder.with_name(f"{folder.name}-{to}" + (".gguf" if to == "gguf" else ""))
+    if output.exists():
+        raise LorapError(f"--output must not be there yet, got '{output}'")
+    if to == "gguf":
+        return _to_gguf(folder, output)
+    model, tokenizer = load(folder), _tokenizer(folder)
+    ids = torch.tensor([tokenizer(TEXT)["input_ids"]])
+    before = model(ids).logits.float()
+    model = export(model, stock_base(model.config), "dense")
+    reason = stock_settings(model.config)
+    if to == "stock" and isinstance(reason, str):
+        raise LorapError(f"--to stock needs a model that a stock configuration describes: {reason}")
+    _check(before, model(ids).logits.float(), model)
+    save(model, tokenizer, output)
+    check_reload(model, output, ids)
+    for name in RECORDS:
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, output / name)
+    if (card := folder / "README.md").is_file():
+        configs = load_config(folder), load_config(output)
+        (output / "README.md").write_text(restate(card.read_text("utf-8"), *configs), "utf-8")
+    return report(output)
+
+
+def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    return tokenizer
+
+
+def _check(before: torch.Tensor, after: torch.Tensor, model: PreTrainedModel) -> None:
+    """Raise unless the other form computes the same, up to rounding in the model's dtype."""
+    difference = float((before - after).norm() / before.norm())
+    most = 1e-4 if model.dtype == torch.float32 else 0.05
+    if not difference <= most:
+        raise LorapError(
+            f"the exported model must compute the same, but its logits differ by {difference:.2g}"
+        )
+
+
+def report(folder: Path) -> str:
+    """What a folder opens in, and what quantisers would say of its sizes."""
+    config = load_config(folder)
+    lines = [f"{folder}: {openness(config)}", size_advice(config)]
+    return "\n".join(line for line in lines if line)
+
+
+def _to_gguf(folder: Path, output: Path) -> str:
+    config = load_config(folder)
+    if getattr(config, "stock_class", None) is not None:
+        raise LorapError(
+            f"--to gguf needs a stock architecture, got '{folder}': {openness(config)}"
+        )
+    command = [sys.executable, str(_converter()), str(folder), "--outfile", str(output)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    if run.returncode != 0 or not output.is_file():
+        last = (run.stderr or run.stdout).strip().splitlines()[-1:]
+        raise LorapError(f"llama.cpp's {CONVERTER} failed on '{folder}': {' '.join(last)}")
+    difference = _gguf_difference(folder, output)
+    advice = size_advice(config)
+    found = f"{output}: perplexity within {difference:.2%} of the folder's"
+    return found + (f"\n{advice}" if advice else "")
+
+
+def _converter() -> Path:
+    """llama.cpp's converter: in LLAMA_CPP, or on the path.
+
+    Raises:
+        LorapError: it is not installed.
+    """
+    places = [Path(os.environ["LLAMA_CPP"]) / CONVERTER] if "LLAMA_CPP" in os.environ else []
+    places += [Path(found) for found in [shutil.which(CONVERTER)] if found]
+    for place in places:
+        if place.is_file():
+            return place
+    raise LorapError(
+        f"--to gguf needs llama.cpp's {CONVERTER}: put it on the PATH, or name the folder of "
+        f"llama.cpp by the environment variable LLAMA_CPP"
+    )
+
+
+@torch.no_grad()
+def _gguf_difference(folder: Path, output: Path) -> float:
+    """Relative difference of the perplexities of the file, read back by transformers, and folder.
+
+    Raises:
+        LorapError: it is above 0.5 %.
+    """
+    ids = torch.tensor([_tokenizer(folder)(TEXT)["input_ids"]])
+    file = AutoModelForCausalLM.from_pretrained(
+        output.parent, gguf_file=output.name, dtype=torch.float32
+    )
+    values = [
+        model(ids, labels=ids).loss.exp() for model in (load(folder, dtype=torch.float32), file)
+    ]
+    difference = float((values[1] / values[0] - 1).abs())
+    if not difference <= 0.005:
+        raise LorapError(
+            f"'{output}' must have the folder's perplexity within 0.5 %, got {difference:.2%}"
+        )
+    return difference
+
+
+def push(folder: Path, repo_id: str, private: bool) -> str:
+    """Upload a saved folder to the hub; its address.
+
+    Raises:
+        LorapError: there is no saved model, or the hub says no.
+    """
+    folder = model_folder(folder)
+    api = HfApi()
+    try:
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        found = api.upload_folder(folder_path=folder, repo_id=repo_id)
+    except (OSError, HTTPError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise LorapError(
+            f"push to '{repo_id}' needs a hub within reach and `hf auth login`: {first}"
+        ) from error
+    return str(found)
