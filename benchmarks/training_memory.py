@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lorap_exp.methods.stage import build_stack
 
 from benchmarks.cost import configuration, sample
 from lorap_exp.methods.contract import Whole, build_stack

@@ -79,7 +79,7 @@ def test_the_plan_without_evidence_meets_the_ratio(tiny: Tiny, config: Make, met
             try:
                 plan = plan_stack(stack, dense, Budget(ratio, protect=asked))
             except LorapError as error:
-                assert "ratio" in str(error)  # noqa: PT017
+                assert "ratio" in str(error)
                 continue
             planned_ratios += 1
             target = (1 - ratio) * dense.parameters
