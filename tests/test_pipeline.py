@@ -24,8 +24,9 @@ from lorap_exp.evaluation import suite, zero_shot
 from lorap_exp.models.layout import settings_of
 from lorap_exp.models.loading import load_config
 from lorap_exp.planning.edits import Plan
-from lorap_exp.reporting.result import Result
+from lorap_exp.reporting.result import read_result
 from lorap_exp.steps import compress as compression
+from lorap_exp.workspace.job import Job
 from lorap_exp.workspace.state import find_twin
 
 Make = Callable[..., Config]
@@ -35,7 +36,7 @@ def test_a_job_leaves_everything(tmp_path: Path, config: Make) -> None:
     cfg = config("ratio=0.4")
     result = pipeline.run(cfg, tmp_path)
     raw = json.loads((tmp_path / "result.json").read_text())
-    assert Result.from_dict(raw) == result
+    assert read_result(tmp_path / "result.json") == result
     assert raw["config"]["ratio"] == 0.4
     assert raw["versions"]["torch"] == torch.__version__
     assert raw["calibration"]["samples"] == 8
@@ -48,7 +49,7 @@ def test_a_job_leaves_everything(tmp_path: Path, config: Make) -> None:
     model = lorap_exp.load(tmp_path / "model")
     total = sum(parameter.numel() for parameter in model.parameters())
     assert raw["parameters"]["compressed"]["total"] == total
-    plan = Plan.from_dict(json.loads((tmp_path / "plan.json").read_text()))
+    plan = Plan.from_dict(Job(tmp_path).read("plan.json") or {})
     assert plan == result.plan and not plan.is_dense
     settings = settings_of(plan, load_config(cfg.model))
     assert model.config.compressed_modules == settings["compressed_modules"]
@@ -95,14 +96,20 @@ def test_the_same_settings_given_otherwise_are_the_same_job(
     assert not (tmp_path / "sweep" / "default" / "model").exists(), "no longer wanted"
 
 
-def test_a_damaged_result_is_one_sentence(tmp_path: Path, config: Make) -> None:
-    pipeline.run(config(), tmp_path)
+def test_a_damaged_result_is_made_anew(
+    tmp_path: Path, config: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = pipeline.run(config(), tmp_path)
+    (tmp_path / "result.json").write_text('{"config": {}}')
+    (tmp_path / "scores" / "boolq.json").write_text("{")
+    again = pipeline.run(config(), tmp_path)
+    assert [task.acc for task in again.scores.tasks] == [task.acc for task in first.scores.tasks]
+    warnings = capsys.readouterr().err
+    for name in ("result.json", "boolq.json"):
+        assert f"{name}' is damaged and is made anew" in warnings
     (tmp_path / "result.json").write_text('{"config": {}}')
     with pytest.raises(LorapError, match="must be a result of this version of lorap_exp, got Key"):
-        pipeline.run(config(), tmp_path)
-    (tmp_path / "result.json").unlink()
-    (tmp_path / "scores" / "boolq.json").write_text("{")
-    assert pipeline.run(config(), tmp_path).scores.tasks
+        read_result(tmp_path / "result.json")
 
 
 def test_a_failed_job_lets_go_of_its_model(

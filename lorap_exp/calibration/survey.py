@@ -111,6 +111,7 @@ def measured(
     bars: Progress,
 ) -> dict[int, Evidence]:
     """Evidence of every block of a model that is not changed, by its number."""
+    probes = {canonical(probe) for probe in probes}
     if sharing is None:
         found = _pass(source, ids, probes, how, bars)
         return {index: Evidence(values, index) for index, values in found.items()}

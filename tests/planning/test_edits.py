@@ -75,11 +75,11 @@ def test_a_plan_folds_its_edits_in_order() -> None:
 
 
 def test_a_matrix_can_be_made_dense_again() -> None:
-    plan = Plan(0.4) + [Factor(0, "q", 8), Factor(0, "q", None)]
+    plan = Plan(0.4, (Factor(0, "q", 8), Factor(0, "q", None)))
     assert plan.shape(DENSE) == DENSE
 
 
 def test_a_network_in_place_of_layers_cannot_be_sliced() -> None:
-    plan = Plan(0.4) + [Insert(1, 3, "ffn"), Slice(32)]
+    plan = Plan(0.4, (Insert(1, 3, "ffn"), Slice(32)))
     with pytest.raises(ValueError, match="network of kind ffn replaces layers .from layer 1."):
         plan.shape(DENSE)

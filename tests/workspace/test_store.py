@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from filelock import FileLock
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from lorap_exp import pipeline
@@ -129,7 +130,8 @@ def test_a_link_leads_the_store_nowhere(tmp_path: Path) -> None:
 
 def hold(folder: Path, ready: Path) -> None:
     """A process that needs an entry, until it is killed."""
-    assert Store(folder, 10**6).pin("k", [{}])
+    store = Store(folder, 10**6)
+    assert store.pin("k", [{}])
     ready.touch()
     time.sleep(60)
 
@@ -295,3 +297,33 @@ def test_another_tokenizer_is_not_scored_from_the_store() -> None:
     assert digest_tokenizer(one) == digest_tokenizer(other)
     other.add_tokens(["the"])
     assert digest_tokenizer(one) != digest_tokenizer(other)
+
+
+def test_two_methods_measure_what_they_share_once(
+    tiny: Callable[..., PreTrainedModel],
+    config: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """lorap asks for the norms of q, o, up and down, svd for those of up and down alone."""
+    updates: list[int] = []
+    real = SquaredNorm.update
+
+    def counted(self: SquaredNorm, x_TI: Tensor, other_TO: Tensor | None = None) -> None:
+        updates.append(len(x_TI))
+        real(self, x_TI, other_TO)
+
+    monkeypatch.setattr(SquaredNorm, "update", counted)
+    how, blocks, batches = Walk(4, "original"), 3, 2
+
+    def job(method: str, ratio: float, folder: str) -> int:
+        updates.clear()
+        sharing = Sharing(Store(tmp_path / folder, 10**9), {"model": "tiny"}, {"ids": "those"})
+        stack = stack_of(config, f"method={method}")
+        compress(tiny(blocks=blocks), stack, ratio, IDS, how, sharing=sharing)
+        return len(updates)
+
+    assert job("lorap", 0.4, "one") == blocks * batches * 4
+    assert job("svd", 0.4, "one") == job("svd", 0.3, "one") == job("lorap", 0.2, "one") == 0
+    assert job("svd", 0.4, "other") == blocks * batches * 2
+    assert job("lorap", 0.4, "other") == blocks * batches * 2, "q and o alone are missing"
