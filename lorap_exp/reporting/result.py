@@ -9,7 +9,7 @@ from lorap_exp.errors import LorapError
 from lorap_exp.evaluation.scores import Scores
 from lorap_exp.planning.edits import Plan
 from lorap_exp.planning.shapes import BlockShape, Shape
-from lorap_exp.workspace.sealing import unseal
+from lorap_exp.workspace.sealing import SEAL, unseal
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Result:
 
     @staticmethod
     def from_dict(raw: dict[str, Any]) -> "Result":
-        fields = {key: value for key, value in raw.items() if key not in ("kept", "means")}
+        fields = {key: value for key, value in raw.items() if key not in ("kept", "means", SEAL)}
         fields["shapes"] = tuple(BlockShape.from_dict(shape) for shape in raw["shapes"])
         fields["plan"] = Plan.from_dict(raw["plan"])
         fields["scores"] = Scores.from_dict(raw["scores"])
