@@ -7,6 +7,7 @@ from pathlib import Path
 
 import hydra
 import pytest
+import yaml
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
@@ -158,3 +159,22 @@ def test_every_family_is_documented() -> None:
     for name in ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma 3", "OPT", "Phi-3"):
         assert name in text
     assert Path(REPOSITORY / "docs" / "index.md").is_file()
+
+
+def test_the_method_of_the_page_on_extending_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The very code of docs/extending.md, from plan to scores."""
+    page = (REPOSITORY / "docs" / "extending.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n# my_method.py\n(.*?)```", page, re.DOTALL)
+    (settings,) = re.findall(r"```yaml\n# conf/method/keep_varying.yaml\n(.*?)```", page, re.DOTALL)
+    assert len(code.splitlines()) < 100
+    (tmp_path / "my_method.py").write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    raw = compose([*TINY, "evaluation=perplexity", "evaluation.perplexity.max_tokens=512"])
+    raw |= {"method": yaml.safe_load(settings), "ratio": 0.3}
+    raw["store"]["folder"] = str(tmp_path / "store")
+    raw["calibration"] |= {"samples": 8, "length": 32}
+    result = pipeline.run(validate(raw), tmp_path / "job")
+    assert result.kept < 1
+    assert all(block.matrices["down"].bias for block in result.planned.blocks)
