@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from lorap_exp.calibration.evidence import Survey
 from lorap_exp.errors import LorapError
 from lorap_exp.methods.contract import Stack, Step
-from lorap_exp.planning.edits import Edit, Plan
+from lorap_exp.planning.edits import Edit, Plan, Slice
 from lorap_exp.planning.shapes import Shape
 from lorap_exp.planning.spans import removed_parameters
 from lorap_exp.planning.stack import Budget, open_blocks, plan_blocks
@@ -69,6 +69,11 @@ def plan_group(
             found = plan_blocks(steps, dense, shape, budget, seen, added=-added)
             for (name, _), own in zip(sizers, found, strict=True):
                 edits[name] = [*own, *edits[name]]
+                if any(budget.protect) and any(isinstance(edit, Slice) for edit in own):
+                    raise ValueError(
+                        f"method.protect must be [0, 0] when the residual stream is sliced, which "
+                        f"runs through every block, got {list(budget.protect)}"
+                    )
     except ValueError as error:
         raise LorapError(str(error)) from error
     return edits

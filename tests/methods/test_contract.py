@@ -173,6 +173,11 @@ def test_spectrum_spends_the_budget_of_its_block(tiny: Tiny, config: Make) -> No
         assert one.parameters == pytest.approx(other.parameters, rel=0.02)
 
 
+def test_a_sliced_stream_protects_no_block(tiny: Tiny, config: Make) -> None:
+    with pytest.raises(LorapError, match=r"method.protect must be \[0, 0\] when the residual"):
+        planned(stack_of(config, "method=slicegpt"), tiny(blocks=6), 0.3, protect=(1, 0))
+
+
 @pytest.mark.parametrize("protect", [(0, 2), (2, 0), (0, 31), (1, 1)])
 def test_protecting_everything_is_refused(
     tiny: Tiny, config: Make, protect: tuple[int, int]
