@@ -36,7 +36,7 @@ def autograd(model: PreTrainedModel) -> tuple[dict[tuple[int, str], Tensor], ...
 
         def keep(_: object, __: object, output: Tensor, at: object = (block.index, name)) -> None:
             output.retain_grad()
-            outputs[at] = output  # type: ignore[index]
+            outputs[at] = output
 
         hooks.append(block.linear(name).register_forward_hook(keep))
     model.requires_grad_(True)

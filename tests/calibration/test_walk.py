@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ Tiny = Callable[..., PreTrainedModel]
 NAMES = ("q", "k", "v", "o", "gate", "up", "down")
 GROUPS = (("q", "k", "v"), ("o",), ("gate", "up"), ("down",))
 IDS = torch.arange(5 * 12).view(5, 12) % 200
-CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5}
 
 
 def norms(*names: str) -> tuple[Probe, ...]:
