@@ -57,7 +57,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "word": content('"x"'),
     "nested": content("[" * 100_000),
 }
-JSON = ["compression.json", "scores/piqa.json", "scores/lorap-ptb.json", "choices/piqa.json"]
+JSON = ["group_0.json", "scores/piqa.json", "scores/lorap-ptb.json", "choices/piqa.json"]
 OTHERS = ["config.json", "status.json", "inputs.json", "plan.json", "model_digest.json"]
 MODEL = ["model/model.safetensors", "model/config.json", "model/tokenizer.json"]
 
@@ -75,7 +75,7 @@ def job(root: Path, make: Make, *overrides: str) -> tuple[Config, Result]:
 
 def numbers(result: Result) -> list[float]:
     scores = result.scores
-    return [p.nll for p in scores.perplexity] + [t.acc for t in scores.tasks] + [result.kept]
+    return [p.nll for p in scores.perplexity] + [t.value for t in scores.tasks] + [result.kept]
 
 
 @pytest.fixture
@@ -190,27 +190,28 @@ def test_a_damaged_training_state(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("lorap_exp.steps.compress.save_checked", _second_time(stop))
+        patch.setattr("lorap_exp.steps.compress.Work.save", _second_time(stop))
         with pytest.raises(KeyboardInterrupt):
             pipeline.run(cfg, tmp_path / "job")
-    assert {path.name for path in (tmp_path / "job" / "recovery").iterdir()} == set(TRAINING)
-    DAMAGES[damage](tmp_path / "job" / "recovery" / name)
+    assert {path.name for path in (tmp_path / "job" / "training").iterdir()} == set(TRAINING)
+    DAMAGES[damage](tmp_path / "job" / "training" / name)
     assert numbers(pipeline.run(cfg, tmp_path / "job")) == expected
 
 
 def _second_time(act: Callable[..., Any]) -> Callable[..., Any]:
-    from lorap_exp.steps.compress import save_checked
+    from lorap_exp.steps.compress import Work
 
+    save = Work.save
     calls: list[int] = []
 
-    def wrapped(*args: Any) -> Any:
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
         calls.append(1)
-        return act() if len(calls) > 1 else save_checked(*args)
+        return act() if len(calls) > 1 else save(*args, **kwargs)
 
     return wrapped
 
 
-@pytest.mark.parametrize("name", ["recovery.json", "compression.json", "model/model.safetensors"])
+@pytest.mark.parametrize("name", ["group_1.json", "group_0.json", "model/model.safetensors"])
 def test_a_damaged_recovery(tmp_path: Path, config: Make, name: str) -> None:
     cfg = config(*SMALL, *RECOVERED, f"store.folder={tmp_path}/store")
     expected = numbers(pipeline.run(cfg, tmp_path / "job"))

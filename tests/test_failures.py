@@ -70,7 +70,7 @@ def test_the_state_names_what_is_kept(
     with pytest.raises(MemoryError):
         pipeline.run(config(), tmp_path)
     state = describe_state(tmp_path, config())
-    assert state == "failed: MemoryError: no room; kept: compression"
+    assert state == "failed: MemoryError: no room; kept: group_0"
     assert describe_state(tmp_path, config("ratio=0.3")).startswith("refused: output folder")
     raw = json.loads((tmp_path / "status.json").read_text())
     assert "stop" in raw["traceback"]

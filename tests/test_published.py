@@ -36,6 +36,9 @@ def made(
         "seconds": 1,
     }
     text = Perplexity("wikitext2", "WikiText-2", "lorap", perplexity=perplexity, **scored)
+    measured = {"metric": "acc", "value": 0.5, "stderr": 0.05, "metrics": {"acc": 0.5}}
+    levels = {"chance": 0.5, "majority": 0.5, "shots": 0, "form": "packed"}
+    boolq = TaskScore(task="boolq", samples=100, **measured, **levels, seconds=1.0)  # type: ignore[arg-type]
     return Result(
         config=settings,
         versions={},
@@ -48,7 +51,7 @@ def made(
         plan=Plan(ratio, (Drop((0,)),) if ratio else ()),
         parameters={"dense": {"decoder": 10}, "compressed": {"decoder": 8, "total": 9}},
         curves={},
-        scores=Scores((text,), (TaskScore("boolq", 100, 0.5, 0.05, None, None, 1.0),)),
+        scores=Scores((text,), (boolq,)),
         seconds={},
         peak_memory={},
     )

@@ -172,11 +172,11 @@ def test_parameter_counts_of_the_paper(
     dense = meta_model(config_)
     assert count_parameters(dense)["total"] == total
     layers, percent = drop
-    plans: list[tuple[list[Edit], float]] = [
+    wholes: list[tuple[list[Edit], float]] = [
         ([Drop(tuple(range(2, 2 + layers)))], percent),
         (divide(2, 3 + layers, "ffn", 1, False), replaced),
     ]
-    for edits, expected in plans:
+    for edits, expected in wholes:
         with torch.device("meta"):
             modules = networks(dense, edits, "random")
         left = count_parameters(shortened(dense, edits, modules))["total"]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorap_exp.planning.knapsack import Knapsack
@@ -86,6 +86,7 @@ def test_at_most_one_step_from_the_optimum(seed: int, share: float) -> None:
     assert best(options, budget) <= damage(options, sizes) <= best(options, budget - step)
 
 
+@settings(max_examples=25)  # each tries every budget
 @given(seed=st.integers(0, 10**6))
 def test_a_larger_budget_never_costs_more_damage(seed: int) -> None:
     draw = random.Random(seed)
