@@ -47,7 +47,8 @@ def gradient_walk(
     del final
     for position in reversed(range(len(blocks))):
         block, stream = blocks[position], streams.pop()
-        accumulators = {probe: probe.accumulator() for probe in probes}
+        there = [probe for probe in probes if block.has(probe.matrix)]
+        accumulators = {probe: probe.accumulator() for probe in there}
         with source.opened(block, rewrite=False, original=True):
             after = after.following(
                 backward(block, position, stream, after, number, accumulators=accumulators)
@@ -63,6 +64,10 @@ def gradient_walk(
         yield block.index, values
 
 
+TOKENS = 256
+"""Whose logits are held at a time."""
+
+
 @torch.enable_grad()
 def head_gradient(
     source: Source, hidden_BTH: Tensor, ids_BT: Tensor, *, sampled: bool = False
@@ -71,6 +76,12 @@ def head_gradient(
 
     The model runs with its blocks bypassed, so its own norm, head and loss are what counts.
     """
+    rows = max(1, TOKENS // ids_BT.shape[1])
+    parts = zip(hidden_BTH.split(rows), ids_BT.split(rows), strict=True)
+    return torch.cat([_head_gradient(source, h, ids, sampled=sampled) for h, ids in parts])
+
+
+def _head_gradient(source: Source, hidden_BTH: Tensor, ids_BT: Tensor, *, sampled: bool) -> Tensor:
     leaf = hidden_BTH.detach().requires_grad_(True)
     blocks = source.blocks
 
@@ -134,5 +145,5 @@ def backward(
 def drawn(logits_NV: Tensor) -> Tensor:
     """One label for each token from the model's own prediction, (N,); the same ones every time."""
     generator = torch.Generator(logits_NV.device).manual_seed(0)
-    chances = logits_NV.float().softmax(-1)
-    return torch.multinomial(chances, 1, generator=generator).squeeze(1)
+    waits = torch.empty(logits_NV.shape, device=logits_NV.device).exponential_(generator=generator)
+    return (logits_NV.float().softmax(-1) / waits).argmax(-1)

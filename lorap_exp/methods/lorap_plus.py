@@ -228,7 +228,7 @@ class Rewriting:
         if columns is None and factors is None:
             o.weight.copy_(fitted)
             return
-        made = rewritten(_like(o, block), fitted, o.bias, columns=columns, factors=factors)
+        made = rewritten(_like(o), fitted, o.bias, columns=columns, factors=factors)
         block.replace("o", made)
 
     def channels(self, seen: Evidence) -> None:
@@ -269,12 +269,12 @@ def _centred(moments: Any, bias: Tensor | None) -> Tensor:
     return cross if bias is None else cross - torch.outer(bias.double(), moments.mean)
 
 
-def _like(o: Any, block: Any) -> Any:
+def _like(o: Any) -> Any:
     """A plain layer of the full size of o, for its dtype and sizes."""
-    some = next(o.parameters())
+    weight = o.weight
     return torch.nn.Linear(
-        o.in_features, o.out_features, bias=o.bias is not None, dtype=some.dtype, device="meta"
-    ).to_empty(device=some.device)
+        o.in_features, o.out_features, bias=o.bias is not None, dtype=weight.dtype, device="meta"
+    ).to_empty(device=weight.device)
 
 
 def _rounds(units: int, size: int, rounds: int) -> list[int]:

@@ -104,8 +104,15 @@ def allocate(
     for _ in range(ROUNDS):
         middle = (low + high) / 2
         low, high = (middle, high) if cost(middle) > budget else (low, middle)
-    edits: list[Edit] = []
-    for module in modules:
-        width, picks, _ = module.pick(high, weights[module.block])
-        edits += module.edits(width, picks, form)
-    return edits
+    chosen = [module.pick(high, weights[module.block]) for module in modules]
+    left = budget - sum(pick[2] for pick in chosen)
+    for number, module in enumerate(modules):  # the first sizes beyond the price that still fit
+        more = module.pick(low, weights[module.block])
+        if 0 < more[2] - chosen[number][2] <= left:
+            left -= more[2] - chosen[number][2]
+            chosen[number] = more
+    return [
+        edit
+        for module, (width, picks, _) in zip(modules, chosen, strict=True)
+        for edit in module.edits(width, picks, form)
+    ]

@@ -38,7 +38,7 @@ def test_planned_parameters_are_measured_saved_and_reloaded(
     removed = dense.parameters - plan.shape(dense).parameters
     assert before - weights(short) == removed
     assert removed >= ratio * dense.parameters - 1
-    assert removed == pytest.approx(ratio * dense.parameters, rel=0.1)
+    assert removed == pytest.approx(ratio * dense.parameters, rel=0.12)
     save(short, byte_tokenizer(), tmp_path / "model")
     check_reload(short, tmp_path / "model", IDS[:2])
 
