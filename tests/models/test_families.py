@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -255,3 +256,17 @@ def test_what_experts_cannot_be_kept_is_said() -> None:
         keep_experts(blocks_of(plain)[0], [0])
     with pytest.raises(LorapError, match="has no matrix 'up', only q, k, v, o; its MLP is a mix"):
         blocks_of(mixture)[0].linear("up")
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "families.md").read_text(encoding="utf-8")
+
+
+def test_every_family_is_documented() -> None:
+    for name in {*DENSE, *MIXTURES} - {"opt350"}:
+        assert re.search(rf"\b{name}\b", PAGE), name
+
+
+@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", PAGE, re.S))
+def test_the_code_of_the_page_runs(code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lorap_exp.models.structure.TRAITS", {})
+    exec(code, {})
