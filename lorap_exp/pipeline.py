@@ -16,6 +16,7 @@ from lorap_exp.models.loading import describe_source
 from lorap_exp.reporting.result import Result, read_result
 from lorap_exp.reporting.tracking import track
 from lorap_exp.steps.compress import Compression, analyse, compress
+from lorap_exp.steps.describe import describe_model
 from lorap_exp.steps.prepare import Inputs, prepare
 from lorap_exp.steps.score import compare_answers, score
 from lorap_exp.workspace.device import claim_device
@@ -46,6 +47,8 @@ def run(cfg: Config, folder: Path, wait: bool = False, command: str = "") -> Res
                 del model
                 scores = replace(scores, stability=compare_answers(cfg, inputs, job, meter))
                 result = summarise(cfg, inputs, compression, scores, meter)
+                if cfg.keep_model:
+                    describe_model(cfg, result, job)
                 job.finish(result.to_dict(), cfg.keep_model)
                 tracker.log_result(result)
     return result
