@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +58,21 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "nested": content("[" * 100_000),
 }
 JSON = ["group_0.json", "scores/piqa.json", "scores/lorap-ptb.json", "choices/piqa.json"]
+REPORTED = ["result.json", "config.json", "status.json"]
 OTHERS = ["config.json", "status.json", "inputs.json", "plan.json", "model_digest.json"]
 MODEL = ["model/model.safetensors", "model/config.json", "model/tokenizer.json"]
+TRAINING = ["state.safetensors", "best.safetensors"]
+
+
+def pairs(names: Sequence[str], damages: Sequence[str] = tuple(DAMAGES)) -> list[Any]:
+    """Every damage to every file; all but one a file, each time another, are slow."""
+    found = []
+    for place, name in enumerate(names):
+        for damage in damages:
+            quick = damage == damages[place % len(damages)]
+            marks = () if quick else pytest.mark.slow
+            found.append(pytest.param(name, damage, marks=marks, id=f"{name}-{damage}"))
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +102,7 @@ def copy(finished: Path, config: Make, tmp_path: Path) -> tuple[Path, Config, li
     return root / "sweep" / "job", moved, numbers(result)
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("name", [*JSON, *OTHERS, *MODEL])
+@pytest.mark.parametrize(("name", "damage"), pairs([*JSON, *OTHERS, *MODEL]))
 def test_a_cut_job_with_a_damaged_file_goes_on(
     copy: tuple[Path, Config, list[float]],
     name: str,
@@ -106,8 +118,7 @@ def test_a_cut_job_with_a_damaged_file_goes_on(
         assert "warning: " in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("name", ["result.json", *MODEL])
+@pytest.mark.parametrize(("name", "damage"), pairs(["result.json", *MODEL]))
 def test_a_finished_job_that_is_damaged_is_not_finished(
     copy: tuple[Path, Config, list[float]],
     name: str,
@@ -125,10 +136,9 @@ def test_a_finished_job_that_is_damaged_is_not_finished(
     assert "finished before" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize(
-    "name",
-    ["job/result.json", "job/config.json", "job/status.json", "job/command.txt", "multirun.yaml"],
+    ("name", "damage"),
+    pairs([f"job/{file}" for file in (*REPORTED, "command.txt")] + ["multirun.yaml"]),
 )
 def test_a_report_over_a_damaged_file(
     copy: tuple[Path, Config, list[float]], name: str, damage: str
@@ -175,11 +185,9 @@ def test_weights_of_the_source_that_changed(tmp_path: Path, config: Make) -> Non
     assert numbers(second) == numbers(pipeline.run(cfg, tmp_path / "fresh"))
 
 
-TRAINING = ["state.safetensors", "best.safetensors"]
-
-
-@pytest.mark.parametrize("damage", ["cut", "empty", "gone", "not UTF-8", "object"])
-@pytest.mark.parametrize("name", TRAINING)
+@pytest.mark.parametrize(
+    ("name", "damage"), pairs(TRAINING, ["cut", "gone", "empty", "not UTF-8", "object"])
+)
 def test_a_damaged_training_state(
     tmp_path: Path, config: Make, name: str, damage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

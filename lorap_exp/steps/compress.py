@@ -99,12 +99,12 @@ def compress(
 ) -> tuple[PreTrainedModel, Compression]:
     """The compressed model: from the job's folder as far as it was saved, else made and saved."""
     groups = 0 if inputs.plan.is_dense else len(inputs.stack.groups())
+    last = max(groups - 1, 0)
     work = Work(cfg, inputs, job, meter)
-    if work.resume(max(groups - 1, 0)) == 0 and streams(cfg, inputs):
+    start = work.resume(last)
+    if start == 0 and streams(cfg, inputs):
         work.stream()
         return work.model(), work.done
-    last = max(groups - 1, 0)
-    start = work.resume(last)
     for number in range(start, groups):
         work.run(number)
         if number == last or inputs.stack.groups()[number + 1][0][1].trains:
@@ -243,7 +243,10 @@ class Work:
         return self._job.model_folder if final else self._job.folder / f"group_{number}"
 
     def save(self, number: int, *, final: bool) -> None:
-        """Save the model, compare the reload with it, and note what was done."""
+        """Save the model, compare the reload with it, and note what was done.
+
+        A group that follows begins with the saved model, as it does in a job that goes on.
+        """
         inputs, folder = self._inputs, self._folder(number, final=final)
         with self._meter.stage("save"):
             settings = settings_of(self.done.plan, inputs.model_config)
@@ -253,7 +256,7 @@ class Work:
             save(model, inputs.tokenizer, folder)
             check_reload(model, folder, check_batch(inputs))
             self._job.record(folder)
-        self._model, self._saved = model, folder
+        self._model, self._saved = model if final else None, folder
         self._note(number, count_parameters(model))
         self._job.discard("training")
         if final:
