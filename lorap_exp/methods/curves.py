@@ -22,7 +22,8 @@ VALUE_STEPS, CHANNEL_STEPS = 24, 32
 """Sizes at which the damage of removing value features and channels is computed."""
 ANCHORS = (0, 16)
 """Of the channel sizes, those at which the spectra of gate and up are computed."""
-RANK_STEP = {"gate": 8, "up": 8}
+RANK_STEP, WIDE_RANK_STEP, CHANNEL_STEP = 4, 8, 16
+"""Ranks of attention and of gate and up, and channels, are chosen in steps of these."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def _grid(full: int, step: int) -> tuple[int, ...]:
 def _alone(shape: BlockShape, name: str, curves: Mapping[str, Tensor], form: str) -> Module:
     matrix, tails = shape.matrices[name], curves[name].numpy()
     outs, ins = matrix.out_features, matrix.in_features
-    ranks = _grid(min(outs, ins), 4)
+    ranks = _grid(min(outs, ins), RANK_STEP)
     damages = tails[list(ranks)] * (np.array(ranks) < min(outs, ins))
     costs = rank_costs(outs, ins, ranks, form)
     found = Ranks(name, ranks, costs[None], damages[None])
@@ -167,7 +168,7 @@ def _ranks_below(
     form: str,
 ) -> Ranks:
     """Ranks of a matrix at each width: the tail of its whole spectrum, less what the width lost."""
-    ranks = _grid(min(sizes[-1]), 4)
+    ranks = _grid(min(sizes[-1]), RANK_STEP)
     costs, damages = [], []
     for width, (outs, ins) in zip(widths, sizes, strict=True):
         most = min(outs, ins)
@@ -181,9 +182,9 @@ def _ranks_below(
 
 def _channels(shape: BlockShape, curves: Mapping[str, Tensor], form: str) -> Module:
     full, hidden = shape.size("ffn"), shape.hidden
-    widths = tuple(sorted(range(full, int(curves["ffn.sizes"][-1]) - 1, -16)))
+    widths = tuple(sorted(range(full, int(curves["ffn.sizes"][-1]) - 1, -CHANNEL_STEP)))
     damages = _between(widths, curves["ffn.sizes"], curves["ffn"])
-    ranks = _grid(hidden, RANK_STEP["up"])
+    ranks = _grid(hidden, WIDE_RANK_STEP)
     matrices = []
     for name in ("gate", "up"):
         if name in shape.matrices:

@@ -11,6 +11,7 @@ outputs. docs/methods.md says what each ingredient bought.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Annotated, Any
 
 import torch
@@ -22,16 +23,22 @@ from lorap_exp.calibration.evidence import Evidence, Survey
 from lorap_exp.calibration.probes import Asked, Probe
 from lorap_exp.calibration.walk import Visit
 from lorap_exp.methods.contract import Carry, Part, Step
-from lorap_exp.methods.curves import DamageCurves, ValueHeads, modules_of
+from lorap_exp.methods.curves import (
+    CHANNEL_STEP,
+    RANK_STEP,
+    DamageCurves,
+    ValueHeads,
+    modules_of,
+)
 from lorap_exp.methods.low_rank import naming
 from lorap_exp.methods.pruning import size_of
 from lorap_exp.models.rewriting import rewritten
 from lorap_exp.ops.anchored import refit
 from lorap_exp.ops.curvature import eliminate, two_sided
 from lorap_exp.ops.modules import refit_columns, shrunk
-from lorap_exp.planning.edits import Edit, Factor, Resize
+from lorap_exp.planning.edits import Edit, Factor, Plan, Resize
 from lorap_exp.planning.nested import Module, allocate
-from lorap_exp.planning.options import rank_option
+from lorap_exp.planning.options import Option, rank_option, width_option
 from lorap_exp.planning.shapes import BlockShape, Shape
 
 FORM = "pivoted"
@@ -73,15 +80,28 @@ class LorapPlus(Step):
     def survey(self, shape: Shape, edits: Sequence[Edit]) -> Iterable[Asked]:
         return [self.curves] if edits else []
 
+    def options(self, shape: Shape, seen: Survey | None) -> list[Option]:
+        """The units in which sizes are chosen; `plan` chooses widths and ranks together."""
+        found = []
+        for block in shape.blocks:
+            found += [
+                replace(rank_option(block.index, block.matrices[name], FORM), step=RANK_STEP)
+                for name in ("q", "k")
+            ]
+            found.append(width_option(block, "values", max(1, block.size("values") // 48)))
+            found.append(width_option(block, "ffn", CHANNEL_STEP))
+        return found
+
     def plan(
         self, shape: Shape, ratio: float, seen: Survey | None, alone: bool = True
     ) -> list[Edit]:
         """Sizes of least damage; without evidence the same share of everything."""
+        even = [edit for block in shape.blocks for edit in _even(block, 1 - ratio)]
         if seen is None:
-            return [edit for block in shape.blocks for edit in _even(block, 1 - ratio)]
+            return even
         found = seen.of(self.curves)
         parts = {b.index: modules_of(b, found[b.index], FORM) for b in shape.blocks}
-        budget = int((1 - ratio) * shape.parameters)
+        budget = Plan(ratio, tuple(even)).shape(shape).parameters
         modules = [module for own in parts.values() for module in own]
         return allocate(modules, budget, self._weights(parts), FORM)
 
