@@ -26,7 +26,6 @@ from transformers import PreTrainedModel
 from lorap_exp.calibration.evidence import Evidence, Survey
 from lorap_exp.calibration.probes import Asked, Probe
 from lorap_exp.calibration.walk import Visit, Walk, walk
-from lorap_exp.evaluation.perplexity import mean_nll
 from lorap_exp.methods.contract import Carry, Part, Step
 from lorap_exp.methods.low_rank import MatrixName, factorise, metric_of, metric_probes, naming
 from lorap_exp.methods.streamline.selection import bypassed, hidden_states
@@ -103,7 +102,8 @@ class Sensitivity:
         total = 0.0
         for ids, states in batches:
             with entered(blocks[:position], states[position]):
-                total += mean_nll(model, ids, len(ids)) * len(ids)
+                loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+                total += float(loss) * len(ids)
         return total / sum(len(ids) for ids, _ in batches)
 
 

@@ -17,7 +17,7 @@ DISK = ("no space left on device", "os error 28", "disk quota exceeded", "os err
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether CUDA or the host had no memory left."""
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
         return True
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno == errno.ENOMEM
