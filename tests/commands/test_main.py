@@ -30,12 +30,12 @@ def test_help_is_a_catalogue() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["method=foo"], "error: method must be one of dense, heads_low_rank_mlp, lorap,"),
+        (["method=foo"], "error: method must be one of aa_svd, asvd, dense, flap,"),
         (["rato=0.2"], "error: 'rato' is not a setting; did you mean ratio?"),
         (["ratio=1.2"], "error: ratio must lie in [0, 1), got 1.2"),
         (
             ["evaluation=null"],
-            "error: evaluation must be one of paper, perplexity, quick, streamline, got",
+            "error: evaluation must be one of efficiency, paper, perplexity, quick,",
         ),
         (["device=cuda:9"], "error: device must be auto, cpu or one of the"),
         (
