@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from lorap_exp.commands.catalogue import conf_folder
+
 QUIET = ["model=tiny", "data=embedded", "calibration=embedded", "logging=disabled"]
+
+
+def options(group: str) -> str:
+    """The options of a group as a message lists them."""
+    return ", ".join(sorted(path.stem for path in (conf_folder() / group).glob("*.yaml")))
 
 
 def lorap(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -30,12 +37,12 @@ def test_help_is_a_catalogue() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["method=foo"], "error: method must be one of aa_svd, asvd, dense, flap,"),
+        (["method=foo"], f"error: method must be one of {options('method')}, got"),
         (["rato=0.2"], "error: 'rato' is not a setting; did you mean ratio?"),
         (["ratio=1.2"], "error: ratio must lie in [0, 1), got 1.2"),
         (
             ["evaluation=null"],
-            "error: evaluation must be one of efficiency, paper, perplexity, quick,",
+            f"error: evaluation must be one of {options('evaluation')}, got",
         ),
         (["device=cuda:9"], "error: device must be auto, cpu or one of the"),
         (
