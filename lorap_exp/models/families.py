@@ -140,14 +140,8 @@ def meta_model(config: PreTrainedConfig) -> PreTrainedModel:
 
 
 def _empty(config: PreTrainedConfig) -> PreTrainedModel:
-    try:
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config)
-    except ValueError as error:
-        raise LorapError(
-            f"model.path must hold a causal decoder model that transformers knows, got model_type "
-            f"'{config.model_type}'"
-        ) from error
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
 
 
 def split_fused(model: PreTrainedModel) -> PreTrainedModel:

@@ -27,6 +27,8 @@ BESIDE_TEXT = re.compile(
 HARMLESS = re.compile(r"(^|\.)(rotary_emb\.inv_freq|position_ids|masked_bias|attn\.bias)$")
 """Buffers that older versions of transformers saved; they are computed."""
 SHOWN = 3
+MOST_LAYERS = 1000
+"""No model has more; a configuration that says so is wrong, and takes transformers for ever."""
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json", "spiece.model")
 
 
@@ -68,7 +70,16 @@ def check_folder(folder: Path) -> dict[str, Any]:
                 f"model.path must hold weights in floating point, got '{folder / 'config.json'}' "
                 f"with weights quantised by {method!r}: use the checkpoint it was made from"
             )
+        check_layers(section.get("num_hidden_layers"), f"'{folder / 'config.json'}'")
     return config
+
+
+def check_layers(count: Any, what: str) -> None:
+    """Raise where a configuration has more layers than any model."""
+    if isinstance(count, int) and count > MOST_LAYERS:
+        raise LorapError(
+            f"model.path: num_hidden_layers must be at most {MOST_LAYERS}, got {count} in {what}"
+        )
 
 
 def check_tokenizer_files(folder: Path) -> None:

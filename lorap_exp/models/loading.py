@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from huggingface_hub import snapshot_download
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -27,6 +28,7 @@ from lorap_exp.models.families import family_of, split_fused
 from lorap_exp.models.headers import read_json, stored_tensors
 from lorap_exp.models.inspection import (
     check_folder,
+    check_layers,
     check_tokenizer_files,
     match_folder,
 )
@@ -37,8 +39,6 @@ from lorap_exp.workspace.memory import out_of_memory
 from lorap_exp.workspace.progress import say
 
 T = TypeVar("T")
-MOST_LAYERS = 1000
-"""No model has more; a configuration that says so is wrong."""
 DESCRIPTIONS = ("*.json", "*.model", "*.txt")
 """Files of a hub model that are read before its weights."""
 ELSEWHERE = ("*/*", "consolidated*")
@@ -129,10 +129,10 @@ def load_config(model: ModelConfig) -> PreTrainedConfig:
             f"'{whole.model_type}' in '{source.location}'"
         )
     config = text_config(whole, source.folder)
-    family_of(config)
     if getattr(config, "original_layers", None):
         config.original_layers = None  # numbers count from the model that is loaded
     empty = _architecture(config, f"'{source.location}'")
+    family_of(config)
     if source.hub is None:
         match_folder(source.folder, empty, wrapped=_is_wrapped(raw))
     return config
@@ -168,17 +168,21 @@ def _at(source: Source) -> str:
 
 def _architecture(config: PreTrainedConfig, what: str) -> PreTrainedModel:
     """The stock architecture without weights, of a configuration that makes sense."""
-    heads, groups = config.num_attention_heads, getattr(config, "num_key_value_heads", None)
-    if groups and heads % groups:
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise LorapError(
+            f"model.path must hold a causal decoder model that transformers knows, got model_type "
+            f"'{config.model_type}'"
+        )
+    heads, groups, layers = (
+        getattr(config, name, None)
+        for name in ("num_attention_heads", "num_key_value_heads", "num_hidden_layers")
+    )
+    if heads and groups and heads % groups:
         raise LorapError(
             f"model.path: num_attention_heads must be a multiple of num_key_value_heads "
             f"({groups}), got {heads} in {what}"
         )
-    if config.num_hidden_layers > MOST_LAYERS:
-        raise LorapError(
-            f"model.path: num_hidden_layers must be at most {MOST_LAYERS}, got "
-            f"{config.num_hidden_layers} in {what}"
-        )
+    check_layers(layers, what)
     try:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config)

@@ -3,7 +3,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, BertConfig, PreTrainedModel, T5Config
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    MambaConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    T5Config,
+    ViTConfig,
+)
 
 from lorap_exp.config import ModelConfig, RandomModelConfig
 from lorap_exp.errors import LorapError
@@ -31,9 +39,16 @@ def test_a_local_folder(tmp_path: Path, tiny: Callable[..., PreTrainedModel], fa
 
 @pytest.mark.parametrize(
     ("config", "message"),
-    [(T5Config(), "encoder-decoder 't5'"), (BertConfig(), "'bert' has no attention projections q")],
+    [
+        (T5Config(), "encoder-decoder 't5'"),
+        (BertConfig(), "'bert' has no attention projections q"),
+        (MambaConfig(num_hidden_layers=2, hidden_size=32), "'mamba' has no "),
+        (ViTConfig(), "transformers knows, got model_type 'vit'"),
+    ],
 )
-def test_a_non_causal_model_is_refused(tmp_path: Path, config: T5Config, message: str) -> None:
+def test_a_non_causal_model_is_refused(
+    tmp_path: Path, config: PreTrainedConfig, message: str
+) -> None:
     config.save_pretrained(tmp_path)
     with pytest.raises(LorapError, match=message):
         load_config(at(str(tmp_path)))
