@@ -15,15 +15,17 @@ from lorap_exp import pipeline
 from lorap_exp.commands.catalogue import conf_folder
 from lorap_exp.config import Config
 from lorap_exp.errors import LorapError
-from lorap_exp.methods.contract import Stack, Step
+from lorap_exp.methods.contract import Stack, Step, build_stack
 from lorap_exp.methods.lora import LoraRecovery
 from lorap_exp.methods.planner import plan_stack
 from lorap_exp.methods.streamline.removal import LayerRemoval
 from lorap_exp.models.checkpoint import count_parameters
+from lorap_exp.models.loading import load_config
 from lorap_exp.planning.edits import Edit, Factor, Plan, Resize, Slice
 from lorap_exp.planning.options import Option
 from lorap_exp.planning.shapes import Shape
 from lorap_exp.planning.stack import Budget, open_blocks
+from lorap_exp.steps.prepare import budget_of
 from tests.methods.stacks import compress, planned, rebuilt, shape_of, stack_of
 from tests.methods.streamline import FAST
 
@@ -190,5 +192,5 @@ def test_a_job_ends_with_the_parameters_of_its_plan(
     result = pipeline.run(cfg, tmp_path)
     dense = Shape(result.shapes)
     assert result.parameters["compressed"]["decoder"] == result.planned.parameters
-    asked = plan_stack(stack_of(config, f"method={method}", *few), dense, Budget(0.2))
+    asked = plan_stack(build_stack(cfg.method), dense, budget_of(cfg, load_config(cfg.model)))
     assert asked.shape(dense).parameters == result.planned.parameters
