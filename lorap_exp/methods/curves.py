@@ -94,7 +94,7 @@ class ValueHeads:
 
     def __init__(self, block: Block) -> None:
         self._block = block
-        self.groups = block.groups or 1
+        self.groups = block.heads
         self.features = block.weight("v").shape[0] // self.groups
         self.readers = block.weight("o").shape[1] // block.weight("v").shape[0]
 

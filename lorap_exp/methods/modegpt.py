@@ -116,7 +116,7 @@ class QueryPairs(ModuleStep):
     ) -> Sequence[Edit]:
         if (size := size_of(edits, "query")) is None:
             return ()
-        groups, half = part.shape.groups, part.shape.size("query") // 2
+        groups, half = part.shape.value_heads, part.shape.size("query") // 2
         k = seen[Probe("k:out", "squared_norm")].view(groups, -1)
         q = seen[Probe("q:out", "squared_norm")].view(groups, -1, 2 * half)
         kept = []
@@ -146,7 +146,7 @@ class ValueFeatures(ModuleStep):
     ) -> Sequence[Edit]:
         if (size := size_of(edits, "value")) is None:
             return ()
-        block, groups, width = part.block, part.shape.groups, part.shape.size("value")
+        block, groups, width = part.block, part.shape.value_heads, part.shape.size("value")
         v, o = block.linear("v"), block.linear("o")
         second = seen[Probe("v:out", "second_moment")].second
         outputs = o.weight.double().unflatten(1, (groups, -1, width)).permute(1, 2, 0, 3)

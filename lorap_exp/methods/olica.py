@@ -57,7 +57,7 @@ class RotatedValues(ModuleStep):
     ) -> Sequence[Edit]:
         if (size := size_of(edits, "value")) is None:
             return ()
-        block, groups, width = part.block, part.shape.groups, part.shape.size("value")
+        block, groups, width = part.block, part.shape.value_heads, part.shape.size("value")
         v, o = block.linear("v"), block.linear("o")
         scale = seen[Probe("o:out", "squared_norm")].sqrt().double()
         d_v = seen[Probe("v", "squared_norm")].sqrt().double()

@@ -94,17 +94,14 @@ def _scores(result: Mapping[str, Any]) -> str:
         for p in result["scores"]["perplexity"]
     ]
     for task in result["scores"]["tasks"]:
-        rows.append(_row(task["task"], "acc", task, task["samples"]))
-        if task["acc_norm"] is not None:
-            rows.append(_row(task["task"], "acc_norm", task, task["samples"]))
+        error = "" if task["stderr"] is None else f"{task['stderr']:.4f}"
+        rows.append(
+            f"| {task['task']}, {task['metric']} ({task['samples']:,} questions) | "
+            f"{task['value']:.4f} | {error} |"
+        )
     if not rows:
         return "None were measured."
     return "\n".join(["| score | value | standard error |", "|---|---|---|", *rows])
-
-
-def _row(name: str, measure: str, task: Mapping[str, Any], samples: int) -> str:
-    value, error = task[measure], task[f"{measure}_stderr"]
-    return f"| {name}, {measure} ({samples:,} questions) | {value:.4f} | {error:.4f} |"
 
 
 def _loading(config: PreTrainedConfig) -> str:

@@ -35,7 +35,9 @@ class Block:
     module: nn.Module
     family: Family
     groups: int
-    """Key-value heads, 0 where their number is fixed."""
+    """Key-value heads that can be pruned, 0 where their number is fixed."""
+    heads: int
+    """Key-value heads of the original."""
 
     def has(self, place: str) -> bool:
         """Whether it is there: a matrix by its name, or one of the residual stream."""
@@ -113,7 +115,7 @@ class Block:
             linear = self.linear(name)
             outs, ins = linear.out_features, linear.in_features
             matrices[name] = MatrixShape(name, outs, ins, biased=linear.bias is not None)
-        return BlockShape(self.index, matrices, self.groups)
+        return BlockShape(self.index, matrices, self.groups, self.heads)
 
 
 def check_shortcuts(family: Family) -> None:
@@ -177,13 +179,13 @@ def blocks_of(model: PreTrainedModel) -> list[Block]:
     original numbers."""
     family = decoder_family(model)
     layers = list(model.get_submodule(family.layers).children())
-    groups = getattr(model.config, "num_key_value_heads", None) or model.config.num_attention_heads
-    groups = groups if family.reads_heads else 0
+    heads = getattr(model.config, "num_key_value_heads", None) or model.config.num_attention_heads
+    groups = heads if family.reads_heads else 0
     numbers: Sequence[int] = range(len(layers))
     if isinstance(model, CompressedModel):
         numbers = model.config.original_layers or numbers
     return [
-        Block(number, layer, _family_of_layer(layer, family), groups)
+        Block(number, layer, _family_of_layer(layer, family), groups, heads)
         for number, layer in zip(numbers, layers, strict=True)
     ]
 

@@ -15,15 +15,16 @@ from lorap_exp.planning.edits import Edit, Factor, Resize
 from lorap_exp.planning.shapes import factor_parameters
 
 Values = NDArray[np.float64]
-ROUNDS = 60
-"""Halvings of the price of a parameter."""
+LOWEST, ROUNDS = 1e-40, 60
+"""Where the search for the price of a parameter starts, and its halvings once it is bracketed."""
 
 
 @dataclass(frozen=True)
 class Ranks:
     """Ranks that one matrix may have at each width: `costs` and `damages` are (widths, ranks).
 
-    The last rank is the full one: the matrix stays dense, at no damage.
+    The last rank is the full one: the matrix stays dense, at no damage. So it does at ranks that
+    would cost as much.
     """
 
     matrix: str
@@ -64,7 +65,7 @@ class Module:
         if self.space is not None and width < len(self.widths) - 1:
             found.append(Resize(self.block, self.space, self.widths[width]))
         for ranks, pick in zip(self.matrices, picks, strict=True):
-            if pick < len(ranks.ranks) - 1:
+            if ranks.costs[width, pick] < ranks.costs[width, -1]:
                 found.append(Factor(self.block, ranks.matrix, ranks.ranks[pick], form))
         return found
 
@@ -94,13 +95,14 @@ def allocate(
     def cost(price: float) -> float:
         return sum(module.pick(price, weights[module.block])[2] for module in modules)
 
-    low, high = 0.0, 1.0
-    for _ in range(80):
-        if cost(high) <= budget:
-            break
-        high *= 4
-    else:
-        raise ValueError(f"the smallest sizes need more than the {budget} parameters that may stay")
+    high = LOWEST
+    while cost(high) > budget:
+        high *= 16
+        if high > 1 / LOWEST:
+            raise ValueError(
+                f"the smallest sizes need more than the {budget} parameters that may stay"
+            )
+    low = 0.0 if high == LOWEST else high / 16
     for _ in range(ROUNDS):
         middle = (low + high) / 2
         low, high = (middle, high) if cost(middle) > budget else (low, middle)

@@ -74,6 +74,7 @@ class BlockShape:
     Attributes:
         groups: key-value heads, the units in which attention can be pruned; 0 where the family has
             a fixed number of heads.
+        heads: key-value heads, however fixed; 0 says as many as groups.
         widths: size of each space that was resized, by its name.
         kind: what stands here in place of a span of layers; None for a layer of the original.
         extra: parameters that belong to no matrix: a replacement network, a branch, shortcuts.
@@ -83,6 +84,7 @@ class BlockShape:
     index: int
     matrices: Mapping[str, MatrixShape]
     groups: int = 1
+    heads: int = 0
     widths: Mapping[str, int] = field(default_factory=dict)
     kind: str | None = None
     residual: bool = False
@@ -92,6 +94,11 @@ class BlockShape:
     @property
     def parameters(self) -> int:
         return sum(matrix.parameters for matrix in self.matrices.values()) + self.extra
+
+    @property
+    def value_heads(self) -> int:
+        """Key-value heads, whether or not they can be pruned."""
+        return self.heads or self.groups
 
     @property
     def hidden(self) -> int:
@@ -110,7 +117,7 @@ class BlockShape:
             return self.hidden
         if space == "values":
             return self.matrices["v"].out_features
-        return self.matrices["v" if space == "value" else "k"].out_features // self.groups
+        return self.matrices["v" if space == "value" else "k"].out_features // self.value_heads
 
     def unit_parameters(self, space: str) -> int:
         """Weights that go with one unit of a space."""
@@ -130,8 +137,9 @@ class BlockShape:
                 changed[name] = replace(matrix, out_features=outs)
             else:
                 changed[name] = replace(matrix, in_features=matrix.in_features * size // full)
-        groups = size if space == "heads" else self.groups
-        return replace(self, matrices=changed, groups=groups, widths={**self.widths, space: size})
+        widths = {**self.widths, space: size}
+        found = replace(self, matrices=changed, widths=widths)
+        return replace(found, groups=size, heads=size) if space == "heads" else found
 
     @staticmethod
     def from_dict(raw: Mapping[str, Any]) -> "BlockShape":

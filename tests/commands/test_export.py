@@ -40,10 +40,9 @@ RESULT: dict[str, Any] = {
             {
                 "task": "piqa",
                 "samples": 40,
-                "acc": 0.6,
-                "acc_stderr": 0.05,
-                "acc_norm": None,
-                "acc_norm_stderr": None,
+                "metric": "acc",
+                "value": 0.6,
+                "stderr": 0.05,
             }
         ],
     },

@@ -42,7 +42,7 @@ def build_network(
         if initialisation == "random":
             network.apply(model._init_weights)
         if initialisation == "residual":
-            silence(Block(block.index, network, block.family, block.groups))
+            silence(Block(block.index, network, block.family, block.groups, block.heads))
     else:
         with torch.device(model.device):
             network = ReplacedLayer(
