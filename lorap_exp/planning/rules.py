@@ -174,20 +174,19 @@ class Threshold:
     """One threshold on the scores of units over all options (FLAP, arXiv 2312.11983).
 
     Units go in ascending order of their score, the drop of an option's damage from one size to the
-    next larger one, until what stays costs what the same share of every option would; the first
-    unit of an option always stays. Without measured damage every option keeps that share.
+    next larger one, until the ratio is met; the first unit of an option always stays. Without
+    measured damage every option keeps the same share.
     """
 
     rounding: Rounding
 
     def choose(self, options: Sequence[Option], ratio: float) -> list[int | None]:
-        uniform = Uniform(self.rounding).choose(options, ratio)
-        budget = sum(o.cost(size) for o, size in zip(options, uniform, strict=True))
+        budget = (1 - ratio) * sum(option.dense for option in options)
         sizes = [option.full for option in options]
         scored: list[tuple[float, int, int]] = []
         for i, option in enumerate(options):
             if option.damage is None:
-                return uniform
+                return Uniform(self.rounding).choose(options, ratio)
             step = self.rounding.step(option)
             ladder = [option.full, *range((option.full - 1) // step * step, 0, -step)]
             for larger, smaller in pairwise(ladder):

@@ -39,7 +39,7 @@ SHAPES = {
     "protected": ({"kv_heads": 2, "blocks": 8}, (1, 1)),
 }
 RATIOS = (0.17, 0.2, 0.25, 0.333, 0.41, 0.5, 0.58)
-SPEND_ALL = {"lorap_plus"}
+SPEND_ALL = {"lorap_plus", "flap"}
 """With evidence they may spend all that the ratio leaves; the plan without it rounds sizes down."""
 IDS = torch.arange(8 * 16).view(8, 16) % 200
 TRAINED = [o for o in FAST if not o.startswith(("method=", "ratio=", "model."))]

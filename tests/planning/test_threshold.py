@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from lorap_exp.planning.options import Option
 from lorap_exp.planning.rounding import Rounding
-from lorap_exp.planning.rules import Threshold, Uniform
+from lorap_exp.planning.rules import Threshold
 
 
 def option(block: int, scores: list[float], cost: int, step: int = 1, fixed: int = 0) -> Option:
@@ -37,18 +37,18 @@ def test_the_lowest_units_of_all_options_go(seed: int, ratio: float, fixed: int)
         stays = sorted(scores)[20 - n :]
         assert n == 1 or min(stays) >= highest
     cost = sum(o.cost(size) for o, size in zip(options, sizes, strict=True))
-    equal = Uniform(Rounding()).choose(options, ratio)
-    budget = sum(o.cost(size) for o, size in zip(options, equal, strict=True))
+    budget = (1 - ratio) * 600
     assert cost <= budget or kept == [1, 1, 1]
     assert cost > budget - 10 - fixed, "one unit more would have been too many"
 
 
 def test_steps_that_do_not_divide_the_size() -> None:
-    """176 channels in multiples of 48, so 176, 144, 96, 48; equal shares set the budget."""
+    """176 channels in multiples of 64: 176, 128, 64, one after the other."""
     scores = [float(i) for i in range(176)]
-    cheap, dear = option(0, scores, 3, step=48), option(1, [1e6] * 176, 3, step=48)
-    assert Threshold(Rounding()).choose([cheap], 0.1) == [144]
-    assert Threshold(Rounding()).choose([cheap, dear], 0.1) == [96, None]
+    one = [option(0, scores, 3, step=64), option(1, [1e6] * 176, 3, step=64)]
+    budget = {0.1: 128, 0.2: 64}
+    for ratio, size in budget.items():
+        assert Threshold(Rounding()).choose(one, ratio) == [size, None]
 
 
 def test_without_damage_the_shares_are_equal() -> None:
