@@ -58,6 +58,7 @@ def _job_folders(folder: Path) -> list[Path]:
     """Folders that a job has written to, whatever became of its files."""
     signs = ("status.json", "result.json", "command.txt")
     found = {path.parent for name in signs for path in folder.glob(f"**/{name}")}
+    found -= {path / "model" for path in found}  # a saved model says of itself what its job says
     return sorted(path for path in found if (path / ".lock").exists() or _has_config(path))
 
 
