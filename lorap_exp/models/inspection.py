@@ -6,13 +6,15 @@ recognised; anything else that is missing, left over or of another size is an er
 """
 
 import re
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Size
 from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightTransform
 
 from lorap_exp.errors import LorapError
 from lorap_exp.models.headers import FLOATS, Stored, read_json, refuse_pointer, stored_tensors
@@ -121,18 +123,21 @@ def match(
     indices = {name for name, tensor in state.items() if not tensor.is_floating_point()}
     prefix = f"{empty.base_model_prefix}."
     names: dict[str, str] = {}
-    extra = []
+    extra, merged = [], set[str]()
+    conversions = get_model_conversion_mapping(empty, add_legacy=False)
     for name in stored:
         plain = _unwrapped(name)
         plain = plain if plain in wanted or prefix + plain not in wanted else prefix + plain
         if plain in wanted:
             names[name] = plain
+        elif (target := _merged(plain, conversions)) in wanted:
+            merged.add(target)
         elif not HARMLESS.search(name) and not (wrapped and BESIDE_TEXT.match(name)):
             extra.append(name)
     _refuse_doubles(folder, names)
     _refuse_sizes(folder, {name: stored[name] for name in names}, names, wanted, indices)
     tied = empty.all_tied_weights_keys
-    found = set(names.values())
+    found = {*names.values(), *merged}
     missing = [
         name
         for name in wanted
@@ -146,6 +151,14 @@ def match(
             f"config.json says, got '{folder}', which {said}"
         )
     return Match(names)
+
+
+def _merged(name: str, conversions: Sequence[WeightTransform]) -> str:
+    """Where transformers puts a stored tensor: experts that are stored apart are loaded as one."""
+    for conversion in conversions:
+        for pattern in conversion.source_patterns:
+            name = re.sub(pattern, conversion.target_patterns[0], name, count=1)
+    return name
 
 
 def check_complete(folder: Path, empty: PreTrainedModel) -> None:
