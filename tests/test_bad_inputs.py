@@ -57,7 +57,7 @@ ROWS = {
     "calibration.length=100000": "calibration.length must be at most 4096, the positions",
     "calibration.text=foo": "must be one of 'wikitext2', 'ptb', 'c4', 'embedded', 'files'",
     "calibration=text calibration.files=[/bin/sh]": "calibration.files must be UTF-8 text",
-    "evaluation.perplexity=null": "perplexity, zero_shot, generation and efficiency must not all be null",
+    "evaluation.perplexity=null": "zero_shot, generation and efficiency must not all be null",
     "evaluation.perplexity.texts=[ptb,ptb]": "must name each entry once",
     "evaluation=quick evaluation.zero_shot.tasks=[boolq,boolq]": "must name each entry once",
     "evaluation.perplexity.max_tokens=100": "must leave at least one chunk of 128",
