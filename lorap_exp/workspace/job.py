@@ -28,6 +28,8 @@ PROBE = 1.0
 """Seconds to wait for a folder before it counts as in use: `read_status` holds it for a moment."""
 WRONG_SHAPE = (KeyError, TypeError, ValueError, AttributeError, IndexError, LorapError)
 """What restoring a value raises when its file does not have the right shape."""
+DESCRIPTIONS = ("README.md", "plan.json", "result.json")
+"""Files in a saved model that tell of it."""
 
 
 class Job:
@@ -118,9 +120,12 @@ class Job:
         self.write(self._seal_of(folder.name).name, digest_folder(folder))
 
     def digest(self, folder: Path) -> str | None:
-        """Stands for the files of a saved model as they were recorded."""
+        """Stands for the files of a saved model as they were recorded, without what was written
+        about it once it was scored."""
         found = self.read(self._seal_of(folder.name).name)
-        return None if found is None else digest_json(found)
+        if found is None:
+            return None
+        return digest_json({file: of for file, of in found.items() if file not in DESCRIPTIONS})
 
     def changed(self, name: str) -> list[str]:
         """Files of a saved model that are not as they were recorded."""
