@@ -17,7 +17,7 @@ from lorap_exp.reporting.result import Result, read_result
 from lorap_exp.reporting.tracking import track
 from lorap_exp.steps.compress import Compression, analyse, compress
 from lorap_exp.steps.describe import describe_model
-from lorap_exp.steps.prepare import Inputs, prepare
+from lorap_exp.steps.prepare import Inputs, outdated, prepare
 from lorap_exp.steps.score import compare_answers, score
 from lorap_exp.workspace.device import claim_device
 from lorap_exp.workspace.job import open_job
@@ -32,7 +32,8 @@ def run(cfg: Config, folder: Path, wait: bool = False, command: str = "") -> Res
     what was typed for it, for the record.
     """
     with open_job(folder, cfg, wait, command) as job:
-        if (finished := read_result(folder / "result.json")) is not None:
+        finished = read_result(folder / "result.json")
+        if finished is not None and not outdated(cfg, job):
             say(f"{folder}: finished before, skipped")
             job.settle(cfg.keep_model)
             return finished

@@ -60,6 +60,11 @@ class Packed(HFLM):  # type: ignore[misc]
         self._tokens = tokens
         self._checked = 0
 
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[Answer]:
+        """See lm-eval; its own bars are not shown."""
+        found: list[Answer] = super().loglikelihood(requests, disable_tqdm=True)
+        return found
+
     def _loglikelihood_tokens(
         self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[Answer]:

@@ -10,10 +10,12 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lm_eval
+import lm_eval.api.task
 from transformers import PreTrainedTokenizerBase
 
 from lorap_exp.data.tasks import COMMONSENSE, TASKS
@@ -22,6 +24,7 @@ from lorap_exp.evaluation.packed import Packed
 from lorap_exp.evaluation.stability import Choices
 from lorap_exp.evaluation.tasks import manager
 
+lm_eval.api.task.tqdm = partial(lm_eval.api.task.tqdm, disable=True)  # it has no switch of its own
 Sample = Mapping[str, Any]
 FEWSHOT_SEED = 1234
 """That of `lm_eval.simple_evaluate`: which examples stand in a prompt."""

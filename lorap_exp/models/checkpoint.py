@@ -100,12 +100,14 @@ def as_compressed(
 
     Args:
         model: rewritten to the forms that the settings say; `shorten` has removed its layers.
-        settings: what was changed.
+        settings: what was changed; nothing of a model that was compressed before.
         dense: configuration of the original model; that of `model` where it is still its own.
 
     Raises:
         RuntimeError: the weights' shapes are not those of the settings.
     """
+    if isinstance(model, CompressedModel) and not any(settings.values()):
+        return model
     config = compressed_config(dense or model.config, settings)
     return _rebuild(model, _causal_class(config), config)
 
@@ -332,8 +334,10 @@ def part_of(name: str, family: Family) -> str:
     inside = canonical(name.removeprefix(family.layers + ".").partition(".")[2])
     if inside.startswith("replacement."):
         return "replacement"
+    fused = inside.rpartition(".")[0]
     for matrix, path in family.matrices.items():
-        if inside.startswith(path + "."):
+        whole = fused in family.fused and path.startswith(fused + ".")
+        if whole or inside.startswith(path + "."):
             return "attention" if matrix in ATTENTION else "mlp"
     if inside.startswith("shortcut_attention."):
         return "attention"

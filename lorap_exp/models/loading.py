@@ -23,6 +23,7 @@ from transformers import (
 
 from lorap_exp.config import ModelConfig
 from lorap_exp.errors import LorapError, one_line
+from lorap_exp.models import checkpoint
 from lorap_exp.models.digests import digest_weights
 from lorap_exp.models.families import family_of, split_fused
 from lorap_exp.models.headers import read_json, stored_tensors
@@ -106,6 +107,8 @@ def _looks_local(path: str) -> bool:
 def load_config(model: ModelConfig) -> PreTrainedConfig:
     """The configuration of a causal decoder of a known family; of its text model where it has more.
 
+    Of a saved compressed model it is the compressed one, which `check_dense` tells apart.
+
     Raises:
         LorapError: the model is none, or its folder does not hold exactly its tensors.
     """
@@ -115,13 +118,10 @@ def load_config(model: ModelConfig) -> PreTrainedConfig:
         return config
     source = find_source(model)
     raw = check_folder(source.folder)
-    name = str(raw.get("model_type"))
-    if name.startswith("compressed_"):
-        raise LorapError(
-            f"model.path must hold a dense model, got '{source.location}', which was compressed "
-            f"to factors or unequal widths (model_type '{name}'): one saved with export=dense and "
-            f"equal widths can be compressed again"
-        )
+    if _is_compressed(raw):
+        config = _reading(source, lambda: checkpoint.load_config(source.folder))
+        match_folder(source.folder, _architecture(config, f"'{source.location}'"))
+        return config
     whole = _reading(source, lambda: AutoConfig.from_pretrained(_at(source)))
     if whole.is_encoder_decoder:
         raise LorapError(
@@ -136,6 +136,17 @@ def load_config(model: ModelConfig) -> PreTrainedConfig:
     if source.hub is None:
         match_folder(source.folder, empty, wrapped=_is_wrapped(raw))
     return config
+
+
+def check_dense(model: ModelConfig, config: PreTrainedConfig) -> None:
+    """Raise where a model that is to be compressed is no longer dense."""
+    if getattr(config, "stock_class", None) is not None:
+        raise LorapError(
+            f"model.path must hold a dense model where method compresses it, got '{model.path}', "
+            f"which was compressed to factors or unequal widths (model_type "
+            f"'{config.model_type}'): method=dense scores it; one saved with export=dense and "
+            f"equal widths can be compressed again"
+        )
 
 
 def text_config(whole: PreTrainedConfig, folder: Path) -> PreTrainedConfig:
@@ -156,6 +167,10 @@ def _stores_head(folder: Path) -> bool:
     else:
         names = stored_tensors(folder) if list(folder.glob("*.safetensors")) else {}
     return any(name.endswith("lm_head.weight") for name in names)
+
+
+def _is_compressed(raw: dict[str, Any]) -> bool:
+    return str(raw.get("model_type")).startswith("compressed_")
 
 
 def _is_wrapped(raw: dict[str, Any]) -> bool:
@@ -245,8 +260,11 @@ def load_model(
         generation = dense.generation_config
         if generation is not None and {generation.temperature, generation.top_p} - {None, 1.0}:
             generation.do_sample = True  # settings of sampling without it cannot be saved (Vicuna)
-        split: Any = split_fused(dense.eval().requires_grad_(False))
-        return split.to(device)
+        dense = dense.eval().requires_grad_(False)
+        if getattr(config, "stock_class", None) is None:
+            dense = split_fused(dense)
+        placed: Any = dense
+        return placed.to(device)
     except (RuntimeError, MemoryError, OSError) as error:
         if not out_of_memory(error):
             raise
@@ -266,6 +284,8 @@ def _read_weights(
         if not list(folder.glob("*.safetensors")):
             folder = _snapshot(model, source.commit, (*DESCRIPTIONS, "*.bin"))
         source = Source(source.location, folder, source.hub)
+    if getattr(config, "stock_class", None) is not None:
+        return _reading(source, lambda: checkpoint.load(source.folder, dtype=dtype))
     empty = _architecture(config, f"'{source.location}'")
     wrapped = _is_wrapped(check_folder(source.folder))
     renamed = match_folder(source.folder, empty, wrapped=wrapped).renamed

@@ -34,6 +34,7 @@ from lorap_exp.models.families import meta_model
 from lorap_exp.models.layout import settings_of
 from lorap_exp.models.loading import load_model
 from lorap_exp.models.source import Source
+from lorap_exp.models.stock import stock_base
 from lorap_exp.planning.edits import Edit, Plan
 from lorap_exp.reporting.selection import plot_selection
 from lorap_exp.reporting.spectra import plot_spectra
@@ -252,7 +253,7 @@ class Work:
             settings = settings_of(self.done.plan, inputs.model_config)
             model = as_compressed(self._take(), settings, inputs.model_config)
             if final:
-                model = export(model, inputs.model_config, self._cfg.export)
+                model = export(model, stock_base(inputs.model_config), self._cfg.export)
             save(model, inputs.tokenizer, folder)
             check_reload(model, folder, check_batch(inputs))
             self._job.record(folder)

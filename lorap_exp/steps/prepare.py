@@ -20,7 +20,7 @@ from lorap_exp.models.checkpoint import count_parameters
 from lorap_exp.models.digests import digest_tokenizer
 from lorap_exp.models.families import family_of, meta_model
 from lorap_exp.models.layout import dense_shape
-from lorap_exp.models.loading import digest_model, load_config, load_tokenizer
+from lorap_exp.models.loading import check_dense, digest_model, load_config, load_tokenizer
 from lorap_exp.models.tokenizers import check_ids, check_length, check_tokenizer
 from lorap_exp.planning.edits import Plan
 from lorap_exp.planning.knapsack import Knapsack
@@ -70,6 +70,8 @@ def prepare(cfg: Config, job: Job, device: torch.device) -> Inputs:
     store = Store(Path(cfg.store.folder), int(cfg.store.limit_gib * 2**30)).open()
     data = open_source(cfg.data)
     model_config = load_config(cfg.model)
+    if stack.steps or cfg.analysis is not None:
+        check_dense(cfg.model, model_config)
     for _, step in stack.steps:
         step.check(model_config)
     dense, budget = dense_shape(model_config), budget_of(cfg, model_config)
@@ -115,6 +117,18 @@ def prepare(cfg: Config, job: Job, device: torch.device) -> Inputs:
         store=store,
         model_digest=model_digest,
     )
+
+
+def outdated(cfg: Config, job: Job) -> bool:
+    """Whether a local model is no longer the one that the job began with."""
+    if cfg.model.random is not None:
+        return False
+    path = Path(cfg.model.path or "").expanduser()
+    known = job.read("inputs.json")
+    if not path.is_dir() or not isinstance(known, dict):
+        return False
+    found = digest_model(cfg.model, load_config(cfg.model), cfg.seed)
+    return bool(known.get("model") != found)
 
 
 def trained_ids(read: Any) -> Tensor | None:

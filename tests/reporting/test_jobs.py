@@ -56,6 +56,25 @@ def test_a_job_is_counted_once_and_folders_of_one_name_are_told_apart(
     assert [job.sweep for job in jobs] == [str(tmp_path / "a/run"), str(tmp_path / "b/run")]
 
 
+def test_models_whose_folders_share_a_name_are_rows_of_their_own(
+    tmp_path: Path, make: Make
+) -> None:
+    """A base and its fine-tune, both called `final`: neither's numbers compete with the other's."""
+    for place, perplexity in (("base", 20.0), ("tuned", 10.0)):
+        model = {"name": "final", "path": f"models/{place}/final", "revision": None}
+        write_job(tmp_path / "run" / f"{place}0", make("dense", 0.0, model=model))
+        for method, more in (("lorap", 1.0), ("svd", 2.0)):
+            found = make(method, 0.2, perplexity + more, model=model)
+            write_job(tmp_path / "run" / f"{place}-{method}", found)
+    sweep = collect(tmp_path / "run")
+    write_report(sweep)
+    table = pd.read_csv(tmp_path / "run" / "report.csv")
+    assert set(table["model"]) == {"base/final", "tuned/final"} and len(table) == 6
+    text = (tmp_path / "run" / "report.md").read_text()
+    assert "**21.00**" in text and "**11.00**" in text, "the best of each model"
+    assert "**22.00**" not in text and "**12.00**" not in text
+
+
 def test_every_folder_must_hold_a_job(sweep: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(LorapError, match="empty"):
