@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from lorap_exp.calibration.observe import place_in, run_batches
 from lorap_exp.calibration.probes import Probe, to_tensors
 from lorap_exp.calibration.statistics import Statistic
-from lorap_exp.calibration.stream import Stream, open_stream, run_layer
+from lorap_exp.calibration.stream import Stream, logits_after, open_stream, run_layer
 from lorap_exp.calibration.walk import Walk
 from lorap_exp.errors import LorapError
 from lorap_exp.models.families import Block
@@ -72,10 +72,7 @@ TOKENS = 256
 def head_gradient(
     source: Source, hidden_BTH: Tensor, ids_BT: Tensor, *, sampled: bool = False
 ) -> Tensor:
-    """d(sum of next-token losses) / d(output of the last block), (B, T, H).
-
-    The model runs with its blocks bypassed, so its own norm, head and loss are what counts.
-    """
+    """d(sum of next-token losses) / d(output of the last block), (B, T, H)."""
     rows = max(1, TOKENS // ids_BT.shape[1])
     parts = zip(hidden_BTH.split(rows), ids_BT.split(rows), strict=True)
     return torch.cat([_head_gradient(source, h, ids, sampled=sampled) for h, ids in parts])
@@ -83,18 +80,7 @@ def head_gradient(
 
 def _head_gradient(source: Source, hidden_BTH: Tensor, ids_BT: Tensor, *, sampled: bool) -> Tensor:
     leaf = hidden_BTH.detach().requires_grad_(True)
-    blocks = source.blocks
-
-    def instead(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return leaf
-
-    try:
-        for block in blocks:
-            block.module.forward = instead
-        logits = source.model(input_ids=ids_BT, use_cache=False).logits[:, :-1].flatten(0, 1)
-    finally:
-        for block in blocks:
-            vars(block.module).pop("forward", None)
+    logits = logits_after(source, leaf, ids_BT)[:, :-1].flatten(0, 1)
     labels = drawn(logits) if sampled else ids_BT[:, 1:].flatten()
     loss = cross_entropy(logits.float(), labels, reduction="sum")
     (gradient,) = torch.autograd.grad(loss, leaf)

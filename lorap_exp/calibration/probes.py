@@ -94,7 +94,29 @@ class BlockProbe(Protocol):
         ...
 
 
-Asked = Probe | ModelProbe | BlockProbe
+class TrialProbe(Protocol):
+    """What the model loses when each block alone is rewritten: KL of its logits, nats per token.
+
+    A frozen dataclass whose fields are its key; `name` is the kind of its entry in the store.
+    """
+
+    name: ClassVar[str]
+
+    @property
+    def sequences(self) -> int:
+        """Of the calibration, on which it is measured."""
+        ...
+
+    def after(self) -> BlockProbe:
+        """What must be derived of each block before."""
+        ...
+
+    def rewrite(self, block: Any, seen: Any, derived: Mapping[str, Tensor]) -> None:
+        """Rewrite a block, given its evidence and what was derived of it."""
+        ...
+
+
+Asked = Probe | ModelProbe | BlockProbe | TrialProbe
 """What a step can ask to be measured before sizes are chosen."""
 
 

@@ -25,7 +25,7 @@ SPECIAL = 2
 def read_documents(calibration: CalibrationConfig, data: DataSource) -> list[str]:
     """The calibration text as documents, from `data`, local files or the embedded text."""
     if calibration.text == "files":
-        return [d for name in calibration.files for d in _split_file(name, calibration.separator)]
+        return [d for name in calibration.files for d in split_file(name, calibration.separator)]
     return read_text(calibration.text, calibration.split, data, "calibration")
 
 
@@ -43,15 +43,45 @@ def read_text(text: str, split: str, data: DataSource, setting: str) -> list[str
     return list(data.documents(text, split))
 
 
-def _split_file(name: str, separator: str) -> list[str]:
+def split_file(name: str, separator: str, setting: str = "calibration.files") -> list[str]:
     """Documents of a file: its rows, or its parts between separators."""
-    found = files.read_documents(Path(name).expanduser(), "calibration.files")
+    found = files.read_documents(Path(name).expanduser(), setting)
     if not isinstance(found, str):
         return found
     if separator == "file":
         return [found]
     text = found.replace("\r\n", "\n")
     return [part for part in text.split("\n" if separator == "line" else "\n\n") if part.strip()]
+
+
+def held_out_windows(
+    documents: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    samples: int,
+    held: int,
+    length: int,
+    seed: int,
+    bos: int | None,
+    setting: str,
+) -> Tensor:
+    """Windows (samples, length) of shuffled documents; the first `held` share none with the rest.
+
+    Raises:
+        LorapError: there are not enough tokens.
+    """
+    documents = list(documents)
+    random.Random(seed).shuffle(documents)
+    cut = max(1, round(len(documents) * held / samples))
+    parts = ((documents[:cut], held), (documents[cut:], samples - held))
+    return torch.cat(
+        [
+            sample_windows(
+                part, tokenizer, samples=count, length=length, seed=seed, bos=bos, setting=setting
+            )
+            for part, count in parts
+        ]
+    )
 
 
 def sample_windows(

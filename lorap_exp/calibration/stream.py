@@ -106,6 +106,27 @@ def record(source: Source, blocks: Sequence[Block], ids_BT: Tensor) -> list[tupl
     return recorded
 
 
+def logits_after(source: Source, hidden_BTH: Tensor, ids_BT: Tensor) -> Tensor:
+    """Logits (B, T, V) of the hidden states behind the last block.
+
+    The model runs with its blocks bypassed, so its own norm, head and scaling are what counts; of
+    `ids_BT` only the shape does.
+    """
+    blocks = source.blocks
+
+    def instead(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return hidden_BTH
+
+    try:
+        for block in blocks:
+            block.module.forward = instead
+        logits: Tensor = source.model(input_ids=ids_BT, use_cache=False).logits
+    finally:
+        for block in blocks:
+            vars(block.module).pop("forward", None)
+    return logits
+
+
 def run_layer(layer: nn.Module, hidden: Tensor, call: Call) -> Tensor:
     """Hidden states after a layer, called as the model calls it."""
     output = layer(hidden, *call.args, **call.kwargs)

@@ -4,7 +4,8 @@ Statistics of the original model's activations lie in the store, one entry for e
 a pass over the model measures only what is missing there.
 """
 
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor
@@ -18,8 +19,9 @@ from lorap_exp.calibration.evidence import (
     stored,
 )
 from lorap_exp.calibration.gradients import gradient_walk
-from lorap_exp.calibration.probes import Asked, BlockProbe, ModelProbe, Probe
+from lorap_exp.calibration.probes import Asked, BlockProbe, ModelProbe, Probe, TrialProbe
 from lorap_exp.calibration.statistics import STATISTICS
+from lorap_exp.calibration.trials import trial_walk
 from lorap_exp.calibration.walk import Visit, Walk, walk
 from lorap_exp.errors import LorapError
 from lorap_exp.models.families import Block
@@ -51,11 +53,13 @@ def survey(
     """
     local = {canonical(probe) for probe in probes if isinstance(probe, Probe)}
     others: list[Any] = list(dict.fromkeys(p for p in probes if not isinstance(p, Probe)))
+    trials: list[TrialProbe] = [probe for probe in others if hasattr(probe, "rewrite")]
+    others = list(dict.fromkeys([*others, *(trial.after() for trial in trials)]))
     derived: list[BlockProbe] = [probe for probe in others if hasattr(probe, "derive")]
     local |= {canonical(need) for probe in derived for need in probe.needs()}
     whole: dict[Any, Any] = {}
     for probe in others:
-        if not hasattr(probe, "derive"):
+        if probe not in derived and probe not in trials:
             whole[probe] = _model_probe(
                 source, ids, probe, how.batch_size, sharing=sharing, bars=bars
             )
@@ -67,7 +71,40 @@ def survey(
             for block in shown(source.blocks)
             if block.family.matrices
         }
+    for trial in trials:
+        whole[trial] = _tried(
+            source, ids, trial, blocks, whole[trial.after()], how, sharing=sharing, bars=bars
+        )
     return Survey(blocks, whole)
+
+
+def _tried(
+    source: Source,
+    ids: Tensor,
+    probe: TrialProbe,
+    seen: Mapping[int, Evidence],
+    derived: Mapping[int, dict[str, Tensor]],
+    how: Walk,
+    *,
+    sharing: Sharing | None,
+    bars: Progress,
+) -> dict[int, float]:
+    """Damage of each block that is rewritten alone, by its number."""
+
+    def rewrite(block: Block) -> None:
+        probe.rewrite(block, seen[block.index], derived[block.index])
+
+    def compute() -> dict[str, float]:
+        few = ids[: probe.sequences]
+        found = trial_walk(source, few, rewrite, how, bars(probe.name, "block"))
+        return {str(index): value for index, value in found.items()}
+
+    if sharing is None:
+        raw = compute()
+    else:
+        key = {**sharing.weights, **sharing.inputs, **asdict(probe)}  # type: ignore[call-overload]
+        raw = sharing.store.json(probe.name, key, compute)
+    return {int(index): value for index, value in raw.items()}
 
 
 def _derived(

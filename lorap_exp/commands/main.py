@@ -75,9 +75,11 @@ def job(cfg: DictConfig) -> float | None:
     """One job of a run or a sweep; its value for a search is the perplexity of the first text."""
     from lorap_exp.pipeline import run
     from lorap_exp.steps.follow import follow
+    from lorap_exp.workspace.progress import hide_other_bars
     from lorap_exp.workspace.state import find_twin
     from lorap_exp.workspace.team import Team
 
+    hide_other_bars()
     hydra_cfg = HydraConfig.get()
     os.chdir(hydra_cfg.runtime.cwd)  # a worker of a Ray cluster starts elsewhere
     folder = Path(hydra_cfg.runtime.output_dir)

@@ -2,7 +2,7 @@
 
 Paper: arXiv 2604.02119. Public code: atulkumarin/AA-SVD (its objectives 1 to 4 are blends 0 to 1).
 Where ours differs: the factors come from one eigenproblem per matrix instead of an SVD of the
-Cholesky-whitened target (the same minimiser); the block-local refinement is the step `BlockTuning`.
+Cholesky-whitened target (the same minimiser); its block-local refinement is not built.
 Published: LLaMA-7B at 80 % kept, WikiText-2 at 2,048 tokens 6.89 with refinement.
 """
 
@@ -20,7 +20,7 @@ from lorap_exp.methods.low_rank import GROUPS, MatrixName, naming
 from lorap_exp.models.rewriting import factored
 from lorap_exp.ops.anchored import anchored_factors
 from lorap_exp.planning.edits import Edit, Factor
-from lorap_exp.planning.options import Option, rank_option
+from lorap_exp.planning.options import Option, rank_options
 from lorap_exp.planning.rounding import Rounding
 from lorap_exp.planning.rules import Uniform
 from lorap_exp.planning.shapes import Shape
@@ -51,12 +51,7 @@ class AnchoredLowRank(Step):
         return Uniform(Rounding(self.round_to))
 
     def options(self, shape: Shape, seen: Survey | None) -> list[Option]:
-        return [
-            rank_option(block.index, block.matrices[name], self.form)
-            for block in shape.blocks
-            for name in self.targets
-            if name in block.matrices
-        ]
+        return rank_options(shape, self.targets, self.form)
 
     def visits(self, present: Sequence[str]) -> list[Visit]:
         groups = [tuple(n for n in self.targets if n in g and n in present) for g in GROUPS]

@@ -68,6 +68,7 @@ class Whole:
         calibration: tokens (samples, T); None when nothing is calibrated.
         batch_size: of calibration.
         read: what the step's `read` returned.
+        original: loads the original model, beside the compressed one.
         folder: where training keeps its state.
         bars: progress bars.
         curves: losses by name, left by the step.
@@ -80,13 +81,14 @@ class Whole:
         calibration: Tensor | None,
         batch_size: int,
         read: Any,
+        original: Callable[[], PreTrainedModel],
         folder: Path,
         bars: Bars,
     ) -> None:
         self._reload = reload
         self._model: PreTrainedModel | None = None
         self.calibration, self.batch_size = calibration, batch_size
-        self.read, self.folder, self.bars = read, folder, bars
+        self.read, self.original, self.folder, self.bars = read, original, folder, bars
         self.curves: dict[str, Any] = {}
 
     @property

@@ -13,26 +13,25 @@ tokens 14.62 / 17.62 / 31.80; mean of seven tasks 62.08 / - / 50.37.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
-from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from lorap_exp.calibration.evidence import Evidence, Survey
 from lorap_exp.calibration.probes import Asked, Probe
-from lorap_exp.methods.contract import Carry, Part, Step
-from lorap_exp.methods.pruning import head_option, keep_units, size_of
+from lorap_exp.methods.contract import Carry, Part
+from lorap_exp.methods.pruning import StructuredPruning, keep_units, size_of
 from lorap_exp.models.families import Block, blocks_of
 from lorap_exp.models.rewriting import dense_like
 from lorap_exp.ops import channels
 from lorap_exp.planning.edits import Edit
-from lorap_exp.planning.options import Option, width_option
+from lorap_exp.planning.options import Option
 from lorap_exp.planning.rounding import Rounding
 from lorap_exp.planning.rules import Threshold
-from lorap_exp.planning.shapes import SPACES, BlockShape, Shape
+from lorap_exp.planning.shapes import BlockShape, Shape
 
 READERS = {"heads": "o", "ffn": "down"}
 """The matrix whose columns are the units of a space."""
@@ -57,20 +56,10 @@ class ColumnSquares:
 
 
 @dataclass(frozen=True, config={"extra": "forbid"})
-class Flap(Step):
-    """Prune heads and channels under one global threshold, and compensate by biases.
-
-    Attributes:
-        round_to: widths of the MLP are multiples of it.
-    """
-
-    round_to: Annotated[int, Field(ge=1)]
+class Flap(StructuredPruning):
+    """Prune heads and channels under one global threshold, and compensate by biases."""
 
     original_inputs: ClassVar[bool] = True
-
-    @property
-    def sized(self) -> Sequence[str]:
-        return (*SPACES["heads"].matrices, *SPACES["ffn"].matrices)
 
     @property
     def rule(self) -> Threshold:
@@ -83,14 +72,11 @@ class Flap(Step):
         return [Probe(reader, "variance") for reader in READERS.values()]
 
     def options(self, shape: Shape, seen: Survey | None) -> list[Option]:
-        return [
-            option if seen is None else replace(option, damage=self._damage(block, option, seen))
-            for block in shape.blocks
-            for option in (
-                head_option(block, biases=("o",)),
-                width_option(block, "ffn", self.round_to, biases=("down",)),
-            )
-        ]
+        options = self.units(shape, biased=True)
+        if seen is None:
+            return options
+        blocks = shape.by_index
+        return [replace(o, damage=self._damage(blocks[o.block], o, seen)) for o in options]
 
     def _damage(self, block: BlockShape, option: Option, seen: Survey) -> tuple[float, ...]:
         """The scores of all units that a size leaves out, summed."""

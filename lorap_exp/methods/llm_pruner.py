@@ -11,49 +11,30 @@ seven tasks 56.69 / 42.13; tuned 17.58 / 38.12 and 59.23 / 48.69.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
-from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from lorap_exp.calibration.evidence import Evidence, Survey
+from lorap_exp.calibration.evidence import Evidence
 from lorap_exp.calibration.probes import Probe
-from lorap_exp.methods.contract import Carry, Part, Step
-from lorap_exp.methods.pruning import head_option, keep_units, size_of
+from lorap_exp.methods.contract import Carry, Part
+from lorap_exp.methods.pruning import StructuredPruning, keep_units, size_of
 from lorap_exp.ops import channels
 from lorap_exp.planning.edits import Edit
-from lorap_exp.planning.options import Option, width_option
 from lorap_exp.planning.rounding import Rounding
 from lorap_exp.planning.rules import Uniform
-from lorap_exp.planning.shapes import SPACES, Shape
+from lorap_exp.planning.shapes import SPACES
 
 
 @dataclass(frozen=True, config={"extra": "forbid"})
-class LlmPruner(Step):
-    """Prune heads and channels of every block at one ratio, by gradients of the original loss.
-
-    Attributes:
-        round_to: widths of the MLP are multiples of it.
-    """
-
-    round_to: Annotated[int, Field(ge=1)]
+class LlmPruner(StructuredPruning):
+    """Prune heads and channels of every block at one ratio, by gradients of the original loss."""
 
     original_inputs: ClassVar[bool] = True
 
     @property
-    def sized(self) -> Sequence[str]:
-        return (*SPACES["heads"].matrices, *SPACES["ffn"].matrices)
-
-    @property
     def rule(self) -> Uniform:
         return Uniform(Rounding(uniform=False))
-
-    def options(self, shape: Shape, seen: Survey | None) -> list[Option]:
-        return [
-            option
-            for block in shape.blocks
-            for option in (head_option(block), width_option(block, "ffn", self.round_to))
-        ]
 
     def probes(self, names: Sequence[str]) -> Iterable[Probe]:
         return [Probe(name, "weight_gradient") for name in names]

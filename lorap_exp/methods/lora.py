@@ -17,7 +17,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lorap_exp.calibration.sampling import read_text, sample_windows
+from lorap_exp.calibration.sampling import held_out_windows, read_text
 from lorap_exp.data.instructions import Example, collate, encode, read_instructions, windows
 from lorap_exp.errors import LorapError
 from lorap_exp.methods.contract import Carry, Step, Texts, Whole
@@ -115,26 +115,16 @@ class LoraRecovery(Step):
         return found
 
     def _windows(self, texts: Texts) -> Tensor:
-        """Windows of disjoint documents: the held-out ones first."""
         assert self.samples is not None
-        documents = read_text(self.text, self.split, texts.data, "method.stages.recovery")
-        random.Random(self.seed).shuffle(documents)
-        held = min(self.validation_samples, self.samples - 1)
-        cut = max(1, round(len(documents) * held / self.samples))
-        parts = ((documents[:cut], held), (documents[cut:], self.samples - held))
-        return torch.cat(
-            [
-                sample_windows(
-                    part,
-                    texts.tokenizer,
-                    samples=samples,
-                    length=self.cutoff,
-                    seed=self.seed,
-                    bos=texts.bos,
-                    setting="method.stages.recovery.samples x cutoff",
-                )
-                for part, samples in parts
-            ]
+        return held_out_windows(
+            read_text(self.text, self.split, texts.data, "method.stages.recovery"),
+            texts.tokenizer,
+            samples=self.samples,
+            held=min(self.validation_samples, self.samples - 1),
+            length=self.cutoff,
+            seed=self.seed,
+            bos=texts.bos,
+            setting="method.stages.recovery.samples x cutoff",
         )
 
     def apply(

@@ -10,9 +10,9 @@ factors are optimal under both metrics, and o and down are fitted towards the or
 outputs. docs/methods.md says what each ingredient bought.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -32,19 +32,24 @@ from lorap_exp.methods.curves import (
 )
 from lorap_exp.methods.low_rank import naming
 from lorap_exp.methods.pruning import size_of
+from lorap_exp.models.families import Block
 from lorap_exp.models.rewriting import rewritten
 from lorap_exp.ops.anchored import refit
 from lorap_exp.ops.curvature import eliminate, two_sided
 from lorap_exp.ops.modules import refit_columns, shrunk
 from lorap_exp.planning.edits import Edit, Factor, Plan, Resize
-from lorap_exp.planning.nested import Module, allocate
+from lorap_exp.planning.nested import Module, allocate, damage_of
 from lorap_exp.planning.options import Option, rank_option, width_option
 from lorap_exp.planning.shapes import BlockShape, Shape
 
 FORM = "pivoted"
 OUTPUT, CHANNELS = Probe("o", "target_moment", "both"), Probe("down", "target_moment", "both")
+ATTENTION_INPUTS = (Probe("q", "second_moment"), Probe("o", "second_moment"))
+MLP_INPUTS = (Probe("up", "second_moment"), Probe("down", "second_moment"))
 VALUE_ROUNDS, CHANNEL_ROUNDS = 8, 16
 """Rounds in which value features and channels are removed."""
+NEGLIGIBLE = 1e-4
+"""A block's damage beside the largest of all blocks that is too small to be told from rounding."""
 SMALL = 1e-4
 """Ridge of the refit on kept units, relative to the mean second moment."""
 
@@ -57,15 +62,14 @@ class LorapPlus(Step):
         shrink_inputs: of input moments towards their diagonal, in [0, 1).
         shrink_curves: the same where damage is predicted.
         shrink_gradients: of gradient moments towards their diagonal, in [0, 1).
-        balance: power that evens out layers: a layer's damage is divided by its largest one to this
-            power, as predictions far from the original model favour a few layers too much.
+        trust: power of measured over predicted damage that weights a block's curves.
         anchor: pull of the fit of o and down towards their weights, 0 fits original outputs alone.
     """
 
     shrink_inputs: Annotated[float, Field(ge=0, lt=1)]
     shrink_curves: Annotated[float, Field(ge=0, lt=1)]
     shrink_gradients: Annotated[float, Field(ge=0, lt=1)]
-    balance: Annotated[float, Field(ge=0, le=2)]
+    trust: Annotated[float, Field(ge=0, le=4)]
     anchor: Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
     @property
@@ -78,7 +82,11 @@ class LorapPlus(Step):
         return DamageCurves(self.shrink_curves, self.shrink_gradients)
 
     def survey(self, shape: Shape, edits: Sequence[Edit]) -> Iterable[Asked]:
-        return [self.curves] if edits else []
+        return [self.curves, self._trials(shape, edits)] if edits else []
+
+    def _trials(self, shape: Shape, edits: Sequence[Edit]) -> "Trials":
+        share = Plan(0.0, tuple(edits)).shape(shape).parameters / shape.parameters
+        return Trials(self, round(share, 3))
 
     def options(self, shape: Shape, seen: Survey | None) -> list[Option]:
         """The units in which sizes are chosen; `plan` chooses widths and ranks together."""
@@ -99,30 +107,24 @@ class LorapPlus(Step):
         even = [edit for block in shape.blocks for edit in _even(block, 1 - ratio)]
         if seen is None:
             return even
-        found = seen.of(self.curves)
+        found, measured = seen.of(self.curves), seen.of(self._trials(shape, even))
         parts = {b.index: modules_of(b, found[b.index], FORM) for b in shape.blocks}
         budget = Plan(ratio, tuple(even)).shape(shape).parameters
+        share = self._trials(shape, even).share
+        predicted = {
+            block.index: damage_of(own := parts[block.index], block_plan(own, block, share))
+            for block in shape.blocks
+        }
+        weights = trusted(measured, predicted, self.trust)
         modules = [module for own in parts.values() for module in own]
-        return allocate(modules, budget, self._weights(parts), FORM)
-
-    def _weights(self, parts: dict[int, list[Module]]) -> dict[int, float]:
-        """Of the damage of each block; their mean share of the largest damage is one."""
-        largest = {
-            index: sum(float(m.damages.max() + (m.space is None) * m.matrices[0].damages.max())
-                       for m in own)
-            for index, own in parts.items()
-        }  # fmt: skip
-        mean = sum(largest.values()) / len(largest)
-        return {index: (mean / most) ** self.balance for index, most in largest.items()}
+        return allocate(modules, budget, weights, FORM)
 
     def visits(self, present: Sequence[str]) -> list[Visit]:
         mlp = tuple(name for name in ("gate", "up", "down") if name in present)
-        inputs = (Probe("q", "second_moment"), Probe("o", "second_moment"))
-        channels = (Probe("up", "second_moment"), Probe("down", "second_moment"))
         return [
-            Visit(("q", "k", "v"), inputs),
+            Visit(("q", "k", "v"), ATTENTION_INPUTS),
             Visit(("o",), (OUTPUT,), behind=True),
-            Visit(mlp, channels, behind=True),
+            Visit(mlp, MLP_INPUTS, behind=True),
             Visit(("down",), (CHANNELS,), behind=True),
         ]
 
@@ -132,10 +134,12 @@ class LorapPlus(Step):
     ) -> Sequence[Edit]:
         if not edits:
             return ()
-        work = Rewriting(self, part, edits, carry)
+        block = part.block
+        work = Rewriting(self, block, edits, carry["survey"][block.index], carry)
         match part.names:
             case ("q", "k", "v"):
-                work.inputs_of_attention(seen)
+                moments = (seen[probe].second for probe in ATTENTION_INPUTS)
+                work.inputs_of_attention(*moments)
                 return work.edits_of("q", "k", "v", space="values")
             case ("o",):
                 work.output_of_attention(seen[OUTPUT])
@@ -143,7 +147,7 @@ class LorapPlus(Step):
             case ("down",):
                 work.output_of_mlp(seen[CHANNELS])
                 return ()
-        work.channels(seen)
+        work.channels(*(seen[probe].second for probe in MLP_INPUTS))
         return work.edits_of("gate", "up", "down", space="ffn")
 
 
@@ -164,9 +168,16 @@ def _even(block: BlockShape, share: float) -> list[Edit]:
 class Rewriting:
     """The rewriting of one block, visit by visit."""
 
-    def __init__(self, step: LorapPlus, part: Part, edits: Sequence[Edit], carry: Carry) -> None:
-        self._step, self._block, self._edits, self._carry = step, part.block, edits, carry
-        self._curvature: Evidence = carry["survey"][part.block.index]
+    def __init__(
+        self,
+        step: LorapPlus,
+        block: Block,
+        edits: Sequence[Edit],
+        curvature: Evidence,
+        carry: Carry,
+    ) -> None:
+        self._step, self._block, self._edits, self._carry = step, block, edits, carry
+        self._curvature = curvature
 
     def edits_of(self, *names: str, space: str | None = None) -> list[Edit]:
         """What was planned for some matrices and a space."""
@@ -192,9 +203,12 @@ class Rewriting:
             found = two_sided(weight, metric, moment, step.shrink_gradients, step.shrink_inputs)
         return found.factors(rank)
 
-    def inputs_of_attention(self, seen: Evidence) -> None:
-        """Ranks of q and k; value heads rotated, the least features removed, the rank of v."""
-        block, moment = self._block, seen[Probe("q", "second_moment")].second
+    def inputs_of_attention(self, moment: Tensor, mixed: Tensor) -> None:
+        """Ranks of q and k; value heads rotated, the least features removed, the rank of v.
+
+        `moment` is that of the inputs of q, k and v, `mixed` that of o.
+        """
+        block = self._block
         for name in ("q", "k"):
             linear = block.linear(name)
             factors = self._factors(name, linear.weight, self._metric(name), moment)
@@ -209,7 +223,7 @@ class Rewriting:
                 block.replace("v", rewritten(v, v.weight, v.bias, factors=factors))
             self._carry["columns"] = None
             return
-        self._narrow_values(size, moment, seen[Probe("o", "second_moment")].second)
+        self._narrow_values(size, moment, mixed)
 
     def _narrow_values(self, size: int, moment: Tensor, mixed: Tensor) -> None:
         step, block, heads = self._step, self._block, ValueHeads(self._block)
@@ -236,14 +250,23 @@ class Rewriting:
 
     def output_of_attention(self, moments: Any) -> None:
         """o fitted to the original outputs from what it reads now; then its rank."""
-        block, o = self._block, self._block.linear("o")
-        columns = self._carry.pop("columns")
+        o = self._block.linear("o")
         second, cross = moments.second, _centred(moments, o.bias)
-        weight = o.weight.double()
+        columns, weight = self._carry["columns"], o.weight.double()
         if columns is not None:
             second, cross = second[columns][:, columns], cross[:, columns]
             weight = weight[:, columns]
-        fitted = refit(second, cross, weight, self._step.anchor)
+        self._write_output(refit(second, cross, weight, self._step.anchor), second)
+
+    def output_alone(self, second: Tensor) -> None:
+        """The rank of o, which is left as it is otherwise."""
+        columns, weight = self._carry["columns"], self._block.weight("o").double()
+        if columns is not None:
+            second, weight = second[columns][:, columns], weight[:, columns]
+        self._write_output(weight, second)
+
+    def _write_output(self, fitted: Tensor, second: Tensor) -> None:
+        block, o, columns = self._block, self._block.linear("o"), self._carry.pop("columns")
         factors = self._factors("o", fitted, self._metric("o"), second)
         if columns is None and factors is None:
             o.weight.copy_(fitted)
@@ -251,11 +274,13 @@ class Rewriting:
         made = rewritten(_like(o), fitted, o.bias, columns=columns, factors=factors)
         block.replace("o", made)
 
-    def channels(self, seen: Evidence) -> None:
-        """The least channels removed, ranks of gate and up."""
+    def channels(self, moment: Tensor, inner: Tensor) -> None:
+        """The least channels removed, ranks of gate and up.
+
+        `moment` is that of the inputs of gate and up, `inner` that of down.
+        """
         step, block = self._step, self._block
-        moment = seen[Probe("up", "second_moment")].second
-        inner = shrunk(seen[Probe("down", "second_moment")].second, step.shrink_inputs)
+        inner = shrunk(inner, step.shrink_inputs)
         down = block.linear("down")
         size = size_of(self._edits, "ffn")
         kept = torch.arange(down.in_features, device=inner.device)
@@ -281,6 +306,47 @@ class Rewriting:
         down = self._block.linear("down")
         cross = _centred(moments, down.bias)
         down.weight.copy_(refit(moments.second, cross, down.weight, self._step.anchor))
+
+
+@dataclass(frozen=True)
+class Trials:
+    """What the model loses when each block alone keeps `share` of its parameters."""
+
+    step: LorapPlus
+    share: float
+    sequences: int = 8
+    name: ClassVar[str] = "trials"
+
+    def after(self) -> DamageCurves:
+        return self.step.curves
+
+    @torch.no_grad()
+    def rewrite(self, block: Block, seen: Evidence, derived: Mapping[str, Tensor]) -> None:
+        """Attention and MLP, by the moments that the curves are of."""
+        shape = block.shape()
+        edits = block_plan(modules_of(shape, derived, FORM), shape, self.share)
+        work = Rewriting(self.step, block, edits, seen, {})
+        moments = {name: seen[Probe(name, "weighted_moment")] for name in ("q", "o", "down")}
+        work.inputs_of_attention(moments["q"], moments["o"])
+        work.output_alone(moments["o"])
+        work.channels(seen[Probe("up", "second_moment")].second, moments["down"])
+
+
+def trusted(
+    measured: Mapping[int, float], predicted: Mapping[int, float], trust: float
+) -> dict[int, float]:
+    """(measured / predicted damage)^trust of each block; what is nearly nothing counts as that."""
+
+    def floored(damages: Mapping[int, float], index: int) -> float:
+        least = NEGLIGIBLE * max(*damages.values(), NEGLIGIBLE)
+        return max(damages[index], least)
+
+    return {i: (floored(measured, i) / floored(predicted, i)) ** trust for i in predicted}
+
+
+def block_plan(modules: Sequence[Module], shape: BlockShape, share: float) -> list[Edit]:
+    """The sizes of least predicted damage of one block that keeps a share of its parameters."""
+    return allocate(modules, int(share * shape.parameters), {shape.index: 1.0}, FORM)
 
 
 def _centred(moments: Any, bias: Tensor | None) -> Tensor:

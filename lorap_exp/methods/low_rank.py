@@ -19,7 +19,7 @@ from lorap_exp.models.rewriting import factored
 from lorap_exp.ops.low_rank import principal_outputs, split
 from lorap_exp.planning.edits import Edit, Factor
 from lorap_exp.planning.knapsack import Knapsack
-from lorap_exp.planning.options import Option, edits_of, rank_option
+from lorap_exp.planning.options import Option, edits_of, rank_option, rank_options
 from lorap_exp.planning.rounding import Rounding
 from lorap_exp.planning.rules import PublishedRanks, Rule, Uniform
 from lorap_exp.planning.shapes import Shape
@@ -68,12 +68,7 @@ class LowRank(Step):
         return Uniform(rounding)
 
     def options(self, shape: Shape, seen: Survey | None) -> list[Option]:
-        return [
-            rank_option(block.index, block.matrices[name], self.form)
-            for block in shape.blocks
-            for name in self.targets
-            if name in block.matrices
-        ]
+        return rank_options(shape, self.targets, self.form)
 
     def visits(self, present: Sequence[str]) -> list[Visit]:
         groups = [tuple(n for n in self.targets if n in g and n in present) for g in GROUPS]

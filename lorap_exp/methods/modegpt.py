@@ -24,6 +24,7 @@ from lorap_exp.errors import LorapError
 from lorap_exp.methods.contract import Carry, Part, Step
 from lorap_exp.methods.influence import BlockInfluence, with_importance
 from lorap_exp.methods.pruning import size_of
+from lorap_exp.models.families import Block
 from lorap_exp.models.rewriting import gathered, scattered, select
 from lorap_exp.ops.modules import (
     refit_columns,
@@ -158,18 +159,38 @@ class ValueFeatures(ModuleStep):
             readers.append(read[..., :size])
             if v.bias is not None:
                 biases.append(turn[:size] @ v.bias[own].double())
-        first = torch.arange(size, device=second.device)
-        rows = features(first.repeat(groups, 1), width)
-        columns = features(first.repeat(groups * outputs.shape[1], 1), width)
-        narrow_v, narrow_o = scattered(v, rows), gathered(o, columns)
-        narrow_v.inner.weight.copy_(torch.cat(values))
-        if biases:
-            narrow_v.inner.bias.copy_(torch.cat(biases))
-        stacked = torch.stack(readers).permute(2, 0, 1, 3).flatten(1)
-        narrow_o.inner.weight.copy_(stacked)
-        block.replace("v", narrow_v)
-        block.replace("o", narrow_o)
+        narrow_values(block, width, values, readers, biases)
         return edits
+
+
+@torch.no_grad()
+def narrow_values(
+    block: Block,
+    width: int,
+    values: Sequence[Tensor],
+    readers: Sequence[Tensor],
+    biases: Sequence[Tensor],
+) -> None:
+    """Give v and o the first features of every value head.
+
+    Args:
+        block: rewritten.
+        width: of a head before.
+        values: rows of v that compute the features of each value head, (features, hidden).
+        readers: columns of o that read them, (query heads, hidden, features) of each value head.
+        biases: of the features; empty where v has none.
+    """
+    v, o = block.linear("v"), block.linear("o")
+    place = torch.arange(len(values[0]), device=values[0].device)
+    heads = len(values) * len(readers[0])
+    narrow_v = scattered(v, features(place.repeat(len(values), 1), width))
+    narrow_o = gathered(o, features(place.repeat(heads, 1), width))
+    narrow_v.inner.weight.copy_(torch.cat(list(values)))
+    if biases:
+        narrow_v.inner.bias.copy_(torch.cat(list(biases)))
+    narrow_o.inner.weight.copy_(torch.stack(list(readers)).permute(2, 0, 1, 3).flatten(1))
+    block.replace("v", narrow_v)
+    block.replace("o", narrow_o)
 
 
 def features(kept_NR: Tensor, width: int) -> Tensor:

@@ -19,9 +19,8 @@ from lorap_exp.calibration.evidence import Evidence, Survey
 from lorap_exp.calibration.probes import Asked, Probe
 from lorap_exp.calibration.walk import Visit
 from lorap_exp.methods.contract import Carry, Part, Step
-from lorap_exp.methods.modegpt import ModuleStep, features
+from lorap_exp.methods.modegpt import ModuleStep, narrow_values
 from lorap_exp.methods.pruning import size_of
-from lorap_exp.models.rewriting import gathered, scattered
 from lorap_exp.ops.linear_branch import branch_factors, linearity
 from lorap_exp.planning.edits import Branch, Edit
 from lorap_exp.planning.options import Option, width_option
@@ -82,15 +81,7 @@ class RotatedValues(ModuleStep):
             readers.append(read[..., kept])
             if v.bias is not None:
                 biases.append((turn @ v.bias[rows].double())[kept])
-        place = torch.arange(size, device=second.device)
-        narrow_v = scattered(v, features(place.repeat(groups, 1), width))
-        narrow_o = gathered(o, features(place.repeat(groups * heads, 1), width))
-        narrow_v.inner.weight.copy_(torch.cat(values))
-        if biases:
-            narrow_v.inner.bias.copy_(torch.cat(biases))
-        narrow_o.inner.weight.copy_(torch.stack(readers).permute(2, 0, 1, 3).flatten(1))
-        block.replace("v", narrow_v)
-        block.replace("o", narrow_o)
+        narrow_values(block, width, values, readers, biases)
         return edits
 
 

@@ -131,6 +131,33 @@ class HeadPruning(Step):
         return edits
 
 
+@dataclass(frozen=True, config={"extra": "forbid"})
+class StructuredPruning(Step):
+    """What methods have in common that prune heads and channels of the original model at once.
+
+    Attributes:
+        round_to: widths of the MLP are multiples of it.
+    """
+
+    round_to: Annotated[int, Field(ge=1)]
+
+    @property
+    def sized(self) -> Sequence[str]:
+        return (*SPACES["heads"].matrices, *SPACES["ffn"].matrices)
+
+    def units(self, shape: Shape, biased: bool = False) -> list[Option]:
+        """Heads and channels of every block; `biased` ones leave a bias at o and down."""
+        o, down = (("o",), ("down",)) if biased else ((), ())
+        return [
+            option
+            for block in shape.blocks
+            for option in (head_option(block, o), width_option(block, "ffn", self.round_to, down))
+        ]
+
+    def options(self, shape: Shape, seen: Survey | None) -> list[Option]:
+        return self.units(shape)
+
+
 def head_option(block: BlockShape, biases: Sequence[str] = ()) -> Option:
     """The number of key-value heads of a block.
 

@@ -17,52 +17,38 @@ import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from lorap_exp.calibration.evidence import Evidence, Survey
+from lorap_exp.calibration.evidence import Evidence
 from lorap_exp.calibration.probes import Probe
 from lorap_exp.calibration.walk import Visit
-from lorap_exp.methods.contract import Carry, Part, Step
+from lorap_exp.methods.contract import Carry, Part
 from lorap_exp.methods.low_rank import naming
-from lorap_exp.methods.pruning import head_option, keep_units, size_of
+from lorap_exp.methods.pruning import StructuredPruning, keep_units, size_of
 from lorap_exp.ops.surgeon import prune_units
 from lorap_exp.planning.depth import DepthShares
 from lorap_exp.planning.edits import Edit, Resize
-from lorap_exp.planning.options import Option, width_option
 from lorap_exp.planning.rounding import Rounding
-from lorap_exp.planning.shapes import SPACES, Shape
+from lorap_exp.planning.shapes import SPACES
 
 READERS = {"heads": "o", "ffn": "down"}
 
 
 @dataclass(frozen=True, config={"extra": "forbid"})
-class SlimGpt(Step):
+class SlimGpt(StructuredPruning):
     """Prune heads and channels by optimal brain surgeon, more of them in deeper layers.
 
     Attributes:
         rounds: in which channels go; heads go in one.
         ridge: added to the second moment, relative to its mean diagonal.
         first: ratio of the first layer, as a fraction of the ratio of all.
-        round_to: widths of the MLP are multiples of it.
     """
 
     rounds: Annotated[int, Field(ge=1)]
     ridge: Annotated[float, Field(gt=0)]
     first: Annotated[float, Field(ge=0, le=1)]
-    round_to: Annotated[int, Field(ge=1)]
-
-    @property
-    def sized(self) -> Sequence[str]:
-        return (*SPACES["heads"].matrices, *SPACES["ffn"].matrices)
 
     @property
     def rule(self) -> DepthShares:
         return DepthShares(self.first, Rounding(uniform=False))
-
-    def options(self, shape: Shape, seen: Survey | None) -> list[Option]:
-        return [
-            option
-            for block in shape.blocks
-            for option in (head_option(block), width_option(block, "ffn", self.round_to))
-        ]
 
     def visits(self, present: Sequence[str]) -> list[Visit]:
         groups = [tuple(n for n in SPACES[space].matrices if n in present) for space in READERS]

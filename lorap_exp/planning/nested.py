@@ -15,6 +15,8 @@ from lorap_exp.planning.edits import Edit, Factor, Resize
 from lorap_exp.planning.shapes import factor_parameters
 
 Values = NDArray[np.float64]
+LEFT = 20
+"""Halvings of the price at which what is left of the budget is offered."""
 LOWEST, ROUNDS = 1e-40, 60
 """Where the search for the price of a parameter starts, and its halvings once it is bracketed."""
 
@@ -70,6 +72,22 @@ class Module:
         return found
 
 
+def damage_of(modules: Sequence[Module], edits: Sequence[Edit]) -> float:
+    """The predicted damage of some edits of the modules' block, unweighted."""
+    widths = {edit.space: edit.size for edit in edits if isinstance(edit, Resize)}
+    ranks = {edit.matrix: edit.rank for edit in edits if isinstance(edit, Factor)}
+    total = 0.0
+    for module in modules:
+        full = module.widths[-1]
+        width = module.widths.index(widths.get(module.space or "", full))
+        total += float(module.damages[width])
+        for matrix in module.matrices:
+            rank = ranks.get(matrix.matrix)
+            if rank is not None:
+                total += float(matrix.damages[width, matrix.ranks.index(rank)])
+    return total
+
+
 def rank_costs(outs: int, ins: int, ranks: Sequence[int], form: str) -> Values:
     """Parameters at each rank; the last is the dense matrix, and no rank costs more."""
     costs = [factor_parameters(outs, ins, rank, form) for rank in ranks]
@@ -108,11 +126,12 @@ def allocate(
         low, high = (middle, high) if cost(middle) > budget else (low, middle)
     chosen = [module.pick(high, weights[module.block]) for module in modules]
     left = budget - sum(pick[2] for pick in chosen)
-    for number, module in enumerate(modules):  # the first sizes beyond the price that still fit
-        more = module.pick(low, weights[module.block])
-        if 0 < more[2] - chosen[number][2] <= left:
-            left -= more[2] - chosen[number][2]
-            chosen[number] = more
+    for step in range(LEFT):  # the first sizes beyond the price that still fit
+        for number, module in enumerate(modules):
+            more = module.pick(low / 2**step, weights[module.block])
+            if 0 < more[2] - chosen[number][2] <= left:
+                left -= more[2] - chosen[number][2]
+                chosen[number] = more
     return [
         edit
         for module, (width, picks, _) in zip(modules, chosen, strict=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lorap_exp.planning.edits import Bias, Edit, Factor, Resize
-from lorap_exp.planning.shapes import SPACES, BlockShape, MatrixShape
+from lorap_exp.planning.shapes import SPACES, BlockShape, MatrixShape, Shape
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,16 @@ def rank_option(block: int, matrix: MatrixShape, form: str = "pair") -> Option:
     """The rank of a matrix that is dense now."""
     outs, ins = matrix.out_features, matrix.in_features
     return Option(block, matrix.name, "rank", outs * ins, outs + ins, min(outs, ins), form=form)
+
+
+def rank_options(shape: Shape, targets: Sequence[str], form: str = "pair") -> list[Option]:
+    """The rank of every target of every block that has it."""
+    return [
+        rank_option(block.index, block.matrices[name], form)
+        for block in shape.blocks
+        for name in targets
+        if name in block.matrices
+    ]
 
 
 def width_option(

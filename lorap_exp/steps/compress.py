@@ -6,6 +6,7 @@ needs the whole model is a group of its own. What each group did lies in the job
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +164,7 @@ class Work:
                 if first.trains:
                     self._job.write(f"planned_{number}.json", _plain(edits))
                     Team().tell(f"group {number}")
-                part = whole_part(self._inputs, self._job, number, self._take)
+                part = whole_part(self._cfg, self._inputs, self._job, number, self._take)
                 carried = first.apply(part, edits[group[0][0]], None, {})
                 self._model = part.model
             for name, curve in part.curves.items():
@@ -277,6 +278,7 @@ class Work:
 
 
 def whole_part(
+    cfg: Config,
     inputs: Inputs,
     job: Job,
     number: int,
@@ -289,6 +291,7 @@ def whole_part(
         calibration=inputs.calibration,
         batch_size=inputs.how.batch_size,
         read=inputs.read.get(name),
+        original=partial(load_dense, cfg, inputs, Meter(inputs.device, quiet=True)),
         folder=job.folder / "training",
         bars=bar if Team().leads else no_bar,
     )

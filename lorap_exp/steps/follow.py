@@ -34,7 +34,10 @@ def follow(cfg: Config, folder: Path, team: Team) -> None:
         planned = job.read(f"planned_{number}.json")
         assert planned is not None, "rank 0 wrote the plan before it called the others"
         step.apply(
-            whole_part(inputs, job, number, reload), Plan.from_dict(planned[name]).edits, None, {}
+            whole_part(cfg, inputs, job, number, reload),
+            Plan.from_dict(planned[name]).edits,
+            None,
+            {},
         )
 
 

@@ -6,6 +6,7 @@ dropout and the same optimiser moments: the order of batches follows from the se
 
 import json
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -36,6 +37,7 @@ class Schedule:
         clip: largest gradient norm.
         loss_scale: factor on the loss, taken off the gradients again: float16 needs 2^14.
         evaluate_every: steps between validations, each of which also saves the state.
+        seconds: after which training ends, whatever the step; None for no limit.
     """
 
     learning_rate: float
@@ -50,12 +52,17 @@ class Schedule:
     decay: Literal["linear", "cosine"] = "linear"
     final_rate: float = 0.0
     loss_scale: float = 1.0
+    seconds: float | None = None
 
-    def rate(self, step: int) -> float:
-        """Learning rate of step 0, 1, ..., steps - 1; it reaches its minimum at the last."""
+    def rate(self, step: int, elapsed: float = 0.0) -> float:
+        """Learning rate of step 0, 1, ..., steps - 1; it reaches its minimum at the last.
+
+        After `elapsed` of the allowed seconds it has fallen as far as after that share of steps.
+        """
         if step < self.warmup_steps:
             return self.learning_rate * (step + 1) / self.warmup_steps
         progress = (step - self.warmup_steps + 1) / max(self.steps - self.warmup_steps, 1)
+        progress = max(progress, min(elapsed / (self.seconds or math.inf), 1.0))
         factor = 1 - progress if self.decay == "linear" else (1 + math.cos(math.pi * progress)) / 2
         return self.final_rate + (self.learning_rate - self.final_rate) * factor
 
@@ -75,6 +82,18 @@ class Curve:
         """One line for a person."""
         step, best = self.best
         return f"validation loss {self.validation[0][1]:.4g} -> {best:.4g} at step {step}"
+
+
+class Clock:
+    """Seconds of training, those before a cut included; the same in all processes."""
+
+    def __init__(self, team: Team, before: float) -> None:
+        self._team, self._start = team, time.monotonic() - before
+
+    def elapsed(self) -> float:
+        """Seconds since the beginning, the mean over processes."""
+        own = torch.tensor([time.monotonic() - self._start], device=self._team.device or "cpu")
+        return float(self._team.add(own) / self._team.size)
 
 
 def train(
@@ -107,29 +126,35 @@ def train(
     )
     team = Team()
     folder.mkdir(parents=True, exist_ok=True)
-    start, curve = _restore(parameters, optimiser, folder)
+    start, curve, before = _restore(parameters, optimiser, folder)
+    clock = Clock(team, before)
     team.wait()
     if not team.leads:
         say(f"  process {team.rank} of {team.size} trains with it")
     if start == 0:
         _measure(0, curve, validate, parameters, folder if team.leads else None)
-    steps = progress(range(start, schedule.steps))
+    limit = math.inf if schedule.seconds is None else schedule.seconds
+    steps = progress(range(start, schedule.steps if before < limit else start))
     for step in steps:
         torch.manual_seed(schedule.seed * 1_000_003 + step)
         batch = _batch(examples, schedule, step)
         total = _accumulate(step, batch, loss, parameters, schedule=schedule, team=team)
         for group in optimiser.param_groups:
-            group["lr"] = schedule.rate(step)
+            group["lr"] = schedule.rate(step, clock.elapsed())
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         curve.train.append(total)
         if isinstance(steps, tqdm):
             steps.set_postfix_str(f"loss {total:.4g}", refresh=False)
         done = step + 1
-        if done % schedule.evaluate_every == 0 or done == schedule.steps:
+        over = schedule.seconds is not None and clock.elapsed() >= limit
+        if done % schedule.evaluate_every == 0 or done == schedule.steps or over:
             _measure(done, curve, validate, parameters, folder if team.leads else None)
+            seconds = clock.elapsed()
             if team.leads:
-                _save(done, curve, parameters, optimiser, folder)
+                _save(done, seconds, curve, parameters, optimiser, folder)
+        if over:
+            break
     team.wait()
     best = load_file(folder / "best.safetensors")
     with torch.no_grad():
@@ -199,6 +224,7 @@ def _measure(
 
 def _save(
     step: int,
+    seconds: float,
     curve: Curve,
     parameters: Mapping[str, nn.Parameter],
     optimiser: torch.optim.Optimizer,
@@ -210,7 +236,7 @@ def _save(
         state[f"{name}|weight"] = parameter.detach().cpu().contiguous()
         for key in ("exp_avg", "exp_avg_sq"):
             state[f"{name}|{key}"] = moments[key].cpu().contiguous()
-    metadata = {"curve": json.dumps(asdict(curve) | {"step": step})}
+    metadata = {"curve": json.dumps(asdict(curve) | {"step": step, "seconds": seconds})}
     _write(state, folder / "state.safetensors", metadata)
 
 
@@ -223,7 +249,11 @@ def finished(folder: Path, schedule: Schedule) -> bool:
     """Whether the state in a folder is that of the last step."""
     path = folder / "state.safetensors"
     try:
-        return path.is_file() and _seen(path)["step"] == schedule.steps
+        if not path.is_file():
+            return False
+        seen = _seen(path)
+        over = schedule.seconds is not None and seen["seconds"] >= schedule.seconds
+        return bool(over or seen["step"] == schedule.steps)
     except DAMAGED:
         return False  # `_restore` says so
 
@@ -237,11 +267,11 @@ def _seen(path: Path) -> dict[str, Any]:
 
 def _restore(
     parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer, folder: Path
-) -> tuple[int, Curve]:
-    """The step to go on from, and what was seen before it."""
+) -> tuple[int, Curve, float]:
+    """The step to go on from, what was seen before it, and the seconds that took."""
     path = folder / "state.safetensors"
     if not path.is_file():
-        return 0, Curve()
+        return 0, Curve(), 0.0
     try:
         raw, state, best = _seen(path), load_file(path), load_file(folder / "best.safetensors")
         curve = Curve(list(raw["train"]), [(s, v) for s, v in raw["validation"]])
@@ -255,7 +285,7 @@ def _restore(
         }
     except DAMAGED as error:
         say(f"  warning: the training state in '{folder}' is damaged and begins anew: {error}")
-        return 0, Curve()
+        return 0, Curve(), 0.0
     with torch.no_grad():
         for name, parameter in parameters.items():
             weight, first, second = moments[name]
@@ -265,4 +295,4 @@ def _restore(
                 "exp_avg": first.to(parameter),
                 "exp_avg_sq": second.to(parameter),
             }
-    return raw["step"], curve
+    return raw["step"], curve, float(raw["seconds"])

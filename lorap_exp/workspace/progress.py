@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from tqdm import tqdm
+from transformers.utils import logging as transformers_logging
 
 PEAK_RESET = Path("/proc/self/clear_refs")
 
@@ -22,6 +23,11 @@ def bar(label: str, unit: str = "it") -> Callable[[Iterable[Any]], Iterable[Any]
 def no_bar(label: str, unit: str = "it") -> Callable[[Iterable[Any]], Iterable[Any]]:
     """No bar, where another process shows it."""
     return iter
+
+
+def hide_other_bars() -> None:
+    """Loading and saving weights show no bars of transformers between ours."""
+    transformers_logging.disable_progress_bar()
 
 
 def say(line: str) -> None:

@@ -81,7 +81,13 @@ def rewrite_whole(
 ) -> Whole:
     """What a step of reach "model" makes of a model."""
     part = Whole(
-        lambda: model, calibration=ids, batch_size=4, read=None, folder=folder, bars=no_bars
+        lambda: model,
+        calibration=ids,
+        batch_size=4,
+        read=None,
+        original=lambda: model,
+        folder=folder,
+        bars=no_bars,
     )
     step.apply(part, edits, None, {})
     return part

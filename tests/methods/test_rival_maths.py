@@ -190,7 +190,13 @@ def test_laco_adds_the_differences_to_the_original_base(tiny: Tiny) -> None:
 
 def whole(model: PreTrainedModel, folder: Path) -> Whole:
     return Whole(
-        lambda: model, calibration=IDS, batch_size=4, read=None, folder=folder, bars=no_bars
+        lambda: model,
+        calibration=IDS,
+        batch_size=4,
+        read=None,
+        original=lambda: model,
+        folder=folder,
+        bars=no_bars,
     )
 
 

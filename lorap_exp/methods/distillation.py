@@ -1,0 +1,179 @@
+"""Distillation: the compressed model learns the original one's distribution of the next token.
+
+Forward KL at a temperature over the original's likeliest tokens (Hinton et al., arXiv 1503.02531),
+on plain text; every weight of the decoder's layers and the final norm is trained, no shape changes.
+The budget is tokens, and seconds where those are over first.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+from torch.func import functional_call
+from transformers import PreTrainedModel
+
+from lorap_exp.calibration.sampling import held_out_windows, read_text, split_file
+from lorap_exp.methods.contract import Carry, Step, Texts, Whole
+from lorap_exp.models.families import decoder_family
+from lorap_exp.planning.edits import Edit
+from lorap_exp.training.loop import Schedule, train
+
+SETTING = "method.stages.recovery"
+
+
+@dataclass(frozen=True, config={"extra": "forbid"})
+class Distillation(Step):
+    """Train the compressed decoder towards the original one's logits.
+
+    Attributes:
+        text: windows of a calibration text, or of `file`.
+        split: of the text.
+        file: a text file, in place of a named text.
+        length: tokens of a window.
+        tokens: of all windows that are trained on; each is seen once.
+        seconds: of training, validation included; null for no limit. Where time is over first,
+            the learning rate has fallen as if all tokens had been seen.
+        validation_samples: windows held out; the weights of the best validation loss stay.
+        temperature: by which the logits of both are divided.
+        top: tokens of the original's distribution that count, the rest as one; null for all.
+    """
+
+    text: Literal["c4", "wikitext2", "embedded", "file"]
+    split: Literal["train", "validation"]
+    file: str | None
+    length: Annotated[int, Field(ge=2)]
+    tokens: Annotated[int, Field(ge=2)]
+    seconds: Annotated[float, Field(gt=0)] | None
+    validation_samples: Annotated[int, Field(ge=1)]
+    temperature: Annotated[float, Field(gt=0)]
+    top: Annotated[int, Field(ge=1)] | None
+    learning_rate: Annotated[float, Field(gt=0)]
+    warmup_steps: Annotated[int, Field(ge=0)]
+    batch_size: Annotated[int, Field(ge=1)]
+    micro_batch: Annotated[int, Field(ge=1)]
+    evaluate_every: Annotated[int, Field(ge=1)]
+    seed: int
+
+    reach: ClassVar[Literal["block", "model"]] = "model"
+    trains: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.tokens < self.length * self.batch_size:
+            raise ValueError(
+                f"tokens must be at least length x batch_size ({self.length * self.batch_size}), "
+                f"got {self.tokens}"
+            )
+        if (self.text == "file") != (self.file is not None):
+            raise ValueError(f"file must be set when text is file, and else null, got {self.file}")
+
+    def lengths(self) -> dict[str, int]:
+        return {"length": self.length}
+
+    @property
+    def schedule(self) -> Schedule:
+        """Optimisation settings."""
+        steps = self.tokens // (self.length * self.batch_size)
+        return Schedule(
+            learning_rate=self.learning_rate,
+            warmup_steps=min(self.warmup_steps, steps // 2),
+            steps=steps,
+            batch_size=self.batch_size,
+            micro_batch=self.micro_batch,
+            weight_decay=0.0,
+            clip=1.0,
+            evaluate_every=self.evaluate_every,
+            seed=self.seed,
+            decay="cosine",
+            seconds=self.seconds,
+        )
+
+    def read(self, texts: Texts) -> Tensor:
+        """Windows (N, length) of disjoint documents; the held-out ones first."""
+        if self.file is not None:
+            documents = split_file(self.file, "blank_line", f"{SETTING}.file")
+        else:
+            documents = read_text(self.text, self.split, texts.data, SETTING)
+        return held_out_windows(
+            documents,
+            texts.tokenizer,
+            samples=self.validation_samples + self.tokens // self.length,
+            held=self.validation_samples,
+            length=self.length,
+            seed=self.seed,
+            bos=texts.bos,
+            setting=f"{SETTING}.tokens",
+        )
+
+    def apply(
+        self, part: Whole, edits: Sequence[Edit], seen: object, carry: Carry
+    ) -> Sequence[Edit]:
+        """Tune the compressed model in place."""
+        model, teacher = part.model, part.original()
+        windows: Tensor = part.read
+        held, training = windows[: self.validation_samples], windows[self.validation_samples :]
+        weights = trained_weights(model)
+
+        def loss(batch: Sequence[Tensor]) -> Tensor:
+            ids = torch.stack(list(batch)).to(model.device)
+            with torch.no_grad():
+                target = teacher(input_ids=ids, use_cache=False).logits
+            cast = {name: weight.to(model.dtype) for name, weight in weights.items()}
+            inputs = {"input_ids": ids, "use_cache": False}
+            logits = functional_call(model, cast, kwargs=inputs).logits
+            return divergence(
+                target.flatten(0, 1), logits.flatten(0, 1), self.temperature, self.top
+            )
+
+        @torch.no_grad()
+        def validate() -> float:
+            parts = held.split(self.micro_batch)
+            return sum(float(loss(list(rows))) * len(rows) for rows in parts) / len(held)
+
+        part.curves["recovery"] = train(
+            weights,
+            list(training),
+            loss,
+            validate,
+            schedule=self.schedule,
+            folder=part.folder,
+            progress=part.bars("recovery", "step"),
+        )
+        with torch.no_grad():
+            for name, weight in weights.items():
+                model.get_parameter(name).copy_(weight)
+        return ()
+
+
+def trained_weights(model: PreTrainedModel) -> dict[str, nn.Parameter]:
+    """Float32 copies of every weight of the layers and of the norm behind them, by name."""
+    family = decoder_family(model)
+    inside = (f"{family.layers}.", f"{family.final_norm}.")
+    return {
+        name: nn.Parameter(parameter.detach().float().clone())
+        for name, parameter in model.named_parameters()
+        if name.startswith(inside)
+    }
+
+
+def divergence(target_NV: Tensor, logits_NV: Tensor, temperature: float, top: int | None) -> Tensor:
+    """Mean KL(target, logits) in nats, times the squared temperature, float32.
+
+    With `top` the likeliest tokens of the target keep their own terms, and the others together are
+    one more.
+    """
+    before = (target_NV.float() / temperature).log_softmax(-1)
+    after = (logits_NV.float() / temperature).log_softmax(-1)
+    if top is not None and top < before.shape[-1]:
+        before, chosen = before.topk(top)
+        after = after.gather(-1, chosen)
+        before, after = _with_rest(before), _with_rest(after)
+    return (before.exp() * (before - after)).sum(-1).mean() * temperature**2
+
+
+def _with_rest(log_NK: Tensor) -> Tensor:
+    """Log-probabilities with that of everything else behind them."""
+    rest = (1 - log_NK.exp().sum(-1, keepdim=True)).clamp_min(1e-8).log()
+    return torch.cat([log_NK, rest], -1)

@@ -1,0 +1,109 @@
+"""Distillation: the loss, what is trained, the budget, and going on after a cut."""
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import kl_div
+from transformers import PreTrainedModel
+
+from lorap_exp import pipeline
+from lorap_exp.config import Config
+from lorap_exp.errors import LorapError
+from lorap_exp.methods.contract import build_stack
+from lorap_exp.methods.distillation import divergence, trained_weights
+from lorap_exp.steps import compress as compression
+
+Make = Callable[..., Config]
+STAGE = "method.stages.recovery"
+FAST = [
+    "method=lorap",
+    "+stage@method.stages.recovery=distillation",
+    "ratio=0.4",
+    "evaluation.zero_shot=null",
+    f"{STAGE}.text=embedded",
+    f"{STAGE}.length=32",
+    f"{STAGE}.tokens=2048",
+    f"{STAGE}.validation_samples=8",
+    f"{STAGE}.batch_size=8",
+    f"{STAGE}.micro_batch=4",
+    f"{STAGE}.evaluate_every=2",
+    f"{STAGE}.warmup_steps=1",
+    f"{STAGE}.learning_rate=0.001",
+]
+
+
+def logits(seed: int) -> Tensor:
+    return torch.randn(5, 11, generator=torch.Generator().manual_seed(seed))
+
+
+def test_the_loss_is_the_divergence_of_the_distributions() -> None:
+    one, other = logits(0), logits(1)
+    before, after = one.log_softmax(-1), other.log_softmax(-1)
+    expected = kl_div(after, before, reduction="batchmean", log_target=True)
+    torch.testing.assert_close(divergence(one, other, 1.0, None), expected)
+    torch.testing.assert_close(divergence(one, other, 1.0, 11), expected)
+    assert divergence(one, one, 2.0, 3) == pytest.approx(0, abs=1e-6)
+    few = divergence(one, other, 1.0, 3)
+    assert 0 < few < expected, "what is grouped cannot tell the distributions further apart"
+
+
+def test_the_embedding_stays(tiny: Callable[..., PreTrainedModel]) -> None:
+    names = set(trained_weights(tiny("llama")))
+    assert "model.norm.weight" in names and "model.layers.1.mlp.down_proj.weight" in names
+    assert not {name for name in names if "embed" in name or "lm_head" in name}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_distillation_lowers_perplexity_at_the_same_size(
+    tmp_path: Path, config: Make, dtype: str
+) -> None:
+    plain = pipeline.run(config(*FAST, f"{STAGE}=null", f"dtype={dtype}"), tmp_path / "plain")
+    tuned = pipeline.run(config(*FAST, f"dtype={dtype}"), tmp_path / "tuned")
+    losses = [loss for _, loss in tuned.curves["recovery"]["validation"]]
+    assert min(losses) < 0.9 * losses[0]
+    assert tuned.parameters == plain.parameters and tuned.plan == plain.plan
+
+
+def test_a_cut_distillation_goes_on_to_the_same_loss(
+    tmp_path: Path, config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unbroken = pipeline.run(config(*FAST), tmp_path / "unbroken")
+
+    def cutting(label: str, unit: str = "it") -> Callable[[Iterable[Any]], Iterable[Any]]:
+        def wrap(items: Iterable[Any]) -> Iterator[Any]:
+            for number, item in enumerate(items):
+                if label == "recovery" and number == 5:
+                    raise KeyboardInterrupt
+                yield item
+
+        return wrap
+
+    with monkeypatch.context() as patched:
+        patched.setattr(compression, "bar", cutting)
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.run(config(*FAST), tmp_path / "cut")
+    assert pipeline.run(config(*FAST), tmp_path / "cut").curves == unbroken.curves
+
+
+def test_time_ends_it_early(tmp_path: Path, config: Make) -> None:
+    """A budget of no time is one step, and the rate has fallen to its end."""
+    result = pipeline.run(config(*FAST, f"{STAGE}.seconds=1e-6"), tmp_path)
+    assert len(result.curves["recovery"]["train"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("tokens=8", "tokens must be at least length x batch_size"),
+        ("text=file", "file must be set when text is file"),
+        ("seconds=0", "seconds must be greater than 0"),
+        ("temperature=0", "temperature must be greater than 0"),
+    ],
+)
+def test_a_wrong_budget_is_refused(config: Make, setting: str, message: str) -> None:
+    with pytest.raises(LorapError, match=message):
+        build_stack(config(*FAST, f"{STAGE}.{setting}").method)
