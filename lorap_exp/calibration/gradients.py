@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from lorap_exp.calibration.observe import place_in, run_batches
+from lorap_exp.calibration.observe import measure, place_in
 from lorap_exp.calibration.probes import Probe, to_tensors
 from lorap_exp.calibration.statistics import Statistic
 from lorap_exp.calibration.stream import Stream, logits_after, open_stream, run_layer
@@ -23,21 +23,35 @@ from lorap_exp.models.source import Source
 
 
 def gradient_walk(
-    source: Source, ids: Tensor, probes: Set[Probe], how: Walk, *, sampled: bool = False
+    source: Source,
+    ids: Tensor,
+    probes: Set[Probe],
+    how: Walk,
+    *,
+    sampled: bool = False,
+    plain: Set[Probe] = frozenset(),
 ) -> Iterator[tuple[int, dict[Probe, Any]]]:
-    """Yield (number of a block, its gradient statistics) from the last block to the first.
+    """Yield (number of a block, its statistics) from the last block to the first.
 
     The loss of a sequence is the sum of its next-token losses, so gradients are per token. The
-    labels are the next tokens or, when `sampled`, drawn from what the model predicts.
+    labels are the next tokens or, when `sampled`, drawn from what the model predicts. `plain`
+    probes need no gradient: they are measured on the way forward.
 
     Raises:
         LorapError: a gradient that is not finite.
     """
     blocks = source.blocks
     streams = [open_stream(source, ids, how.batch_size, how.place)]
+    forward: list[dict[Probe, Any]] = []
     for position, block in enumerate(blocks):
         with source.opened(block, rewrite=False, original=True), torch.no_grad():
-            streams.append(run_batches(block.module, position, streams[-1]))
+            chosen = {probe for probe in plain if block.has(probe.matrix)}
+            seen, after, _ = measure(
+                block, position, streams[-1], chosen, sequences=len(ids), keep=True
+            )
+            assert after is not None
+            forward.append(seen)
+            streams.append(after)
     batches = [batch.to(source.device) for batch in ids.split(how.batch_size)]
     final = streams.pop()
     after = final.following(
@@ -61,7 +75,7 @@ def gradient_walk(
                     f"calibration: the gradients of {probe.matrix} in block {block.index} are not "
                     f"finite; try dtype=bfloat16 or dtype=float32"
                 )
-        yield block.index, values
+        yield block.index, forward[position] | values
 
 
 TOKENS = 256

@@ -182,7 +182,8 @@ def _pass(
     plain = tuple(sorted((p for p in probes if not p.grad), key=str))
     gradients = {probe for probe in probes if probe.grad}
     found: dict[int, dict[Probe, Any]] = {block.index: {} for block in source.blocks}
-    if plain:
+    together = bool(gradients) and all(probe.of == "current" for probe in plain)
+    if plain and not together:
         original = Walk(how.batch_size, "original", "block", how.place, rewrite=False)
         blocks = walk(source, ids, [Visit((), plain)], original)
         shown = bars("survey", "block")
@@ -192,7 +193,11 @@ def _pass(
         shown = bars("gradients", "block")
         for sampled in (False, True):
             chosen = {p for p in gradients if STATISTICS[p.what].sampled == sampled}
-            walked = gradient_walk(source, ids, chosen, how, sampled=sampled) if chosen else ()
+            if not chosen:
+                continue
+            beside = set(plain) if together else set()
+            together = False
+            walked = gradient_walk(source, ids, chosen, how, sampled=sampled, plain=beside)
             for index, values in shown(walked):
                 found[index] |= values
     if not found:

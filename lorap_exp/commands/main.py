@@ -51,6 +51,16 @@ def place(root: Any, name: Any) -> str:
 
 
 OmegaConf.register_new_resolver("place", place, replace=True)
+
+
+def fast_dtype(device: Any) -> str:
+    """The default dtype; see `workspace.device.multiplies_bfloat16`."""
+    from lorap_exp.workspace.device import multiplies_bfloat16
+
+    return "bfloat16" if multiplies_bfloat16(str(device)) else "float32"
+
+
+OmegaConf.register_new_resolver("fast_dtype", fast_dtype, replace=True)
 DRY_RUN = "LORAP_DRY_RUN"
 """Set in the environment of this process for `--dry-run`."""
 failed: list[Path] = []
