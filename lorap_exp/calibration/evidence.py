@@ -84,6 +84,11 @@ class Evidence:
     def __contains__(self, probe: Probe) -> bool:
         return canonical(probe) in self._values
 
+    def __or__(self, other: "Evidence") -> "Evidence":
+        """What both know of one block; of a probe that both have, the other's value."""
+        values = self._values | other._values
+        return Evidence(values, self.block, other._sharing, other._original)
+
     def derive(
         self, name: str, compute: Callable[[], dict[str, Tensor]], *, inputs: bool
     ) -> dict[str, Tensor]:

@@ -46,12 +46,10 @@ def gradient_walk(
     for position, block in enumerate(blocks):
         with source.opened(block, rewrite=False, original=True), torch.no_grad():
             chosen = {probe for probe in plain if block.has(probe.matrix)}
-            seen, after, _ = measure(
-                block, position, streams[-1], chosen, sequences=len(ids), keep=True
-            )
-            assert after is not None
-            forward.append(seen)
-            streams.append(after)
+            found = measure(block, position, streams[-1], chosen, sequences=len(ids), keep=True)
+            assert found.outputs is not None
+            forward.append(found.values)
+            streams.append(found.outputs)
     batches = [batch.to(source.device) for batch in ids.split(how.batch_size)]
     final = streams.pop()
     after = final.following(

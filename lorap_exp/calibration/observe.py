@@ -1,7 +1,8 @@
 """Statistics of one block while it runs: hooks feed accumulators, and are always taken off."""
 
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +18,27 @@ Seen = dict[str, Tensor]
 """Place -> activations (tokens, features) of one batch."""
 
 
+class EnoughSeenError(Exception):
+    """Everything that is wanted of a block was seen; the rest of it need not run."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a run of a block over all batches left.
+
+    Attributes:
+        values: of the probes.
+        outputs: the stream behind the block, where it was to be kept.
+        originals: the stream behind the original block, where that has inputs of its own.
+        recorded: activations of the original block that later measurements of it need, by place.
+    """
+
+    values: dict[Probe, Any]
+    outputs: Stream | None
+    originals: Stream | None
+    recorded: dict[str, Stream]
+
+
 def measure(
     block: Block,
     position: int,
@@ -25,25 +47,23 @@ def measure(
     *,
     sequences: int,
     beside: Stream | None = None,
-    original: nn.Module | None = None,
+    record: Set[str] = frozenset(),
+    recorded: Mapping[str, Stream] | None = None,
     keep: bool,
-) -> tuple[dict[Probe, Any], Stream | None, Stream | None]:
+) -> Measured:
     """Run a block over all batches and measure what passes through it.
 
     Args:
-        block: as it is now.
+        block: as it is now; untouched unless `recorded` is given.
         position: in the list of blocks.
         stream: its inputs.
         probes: what is wanted.
         sequences: number of calibration sequences.
         beside: inputs of the original block where a probe asks for it; `stream` itself when they
             are the same.
-        original: the untouched block, run beside the present one; None while `block` is untouched.
+        record: places of the original block that are to be kept.
+        recorded: those that were kept while the block was untouched.
         keep: whether the outputs are wanted.
-
-    Returns:
-        The values, the outputs, and those of the original block while it is untouched; None for
-        what is not kept.
 
     Raises:
         LorapError: an activation that is not finite.
@@ -51,30 +71,31 @@ def measure(
     accumulators = {probe: probe.accumulator() for probe in probes}
     pairs = [probe for probe in probes if probe.of != "current"]
     places = {probe.at for probe in probes} | {probe.beside for probe in pairs if probe.now}
-    targets = {probe.beside for probe in pairs if not probe.now}
-    apart = beside is not None and (beside is not stream or original is not None)
-    originals = None
-    if apart and original is None:
-        assert beside is not None
-        originals = beside.following(())
-    if not probes and not keep and originals is None:
-        return {}, None, None
+    targets = {probe.beside for probe in pairs if not probe.now} | record
+    apart = recorded is None and beside is not None and beside is not stream
+    originals = beside.following(()) if apart and beside is not None else None
+    kept = {place: stream.following(()) for place in record}
+    if not probes and not keep and originals is None and not record:
+        return Measured({}, None, None, {})
+    own = places if apart or recorded is not None else places | targets
 
     def batches() -> Iterator[Tensor]:
         for number in range(len(stream)):
             call = stream.call(number, position)
             current: Seen = {}
-            with observing(block, block.module, places | (set() if apart else targets), current):
+            after = stream[number]
+            with observing(block, block.module, own, current, stop=not keep):
                 after = run_layer(block.module, stream[number], call)
             other = current
-            if apart and (targets or originals is not None):
-                assert beside is not None
+            if recorded is not None:
+                other = {place: states[number] for place, states in recorded.items()}
+            elif apart:
+                assert beside is not None and originals is not None
                 other = {}
-                module = original if original is not None else block.module
-                with observing(block, module, targets, other):
-                    output = run_layer(module, beside[number], call)
-                if originals is not None:
-                    originals.append(output)
+                with observing(block, block.module, targets, other):
+                    originals.append(run_layer(block.module, beside[number], call))
+            for place, states in kept.items():
+                states.append(other[place])
             for probe, statistic in accumulators.items():
                 _update(probe, statistic, current, other)
             yield after
@@ -86,7 +107,7 @@ def measure(
         for _ in batches():
             pass
     values = {p: _checked(block, p, s.value(sequences)) for p, s in accumulators.items()}
-    return values, following, originals
+    return Measured(values, following, originals, kept)
 
 
 def _update(probe: Probe, statistic: Statistic, current: Seen, original: Seen) -> None:
@@ -98,22 +119,31 @@ def _update(probe: Probe, statistic: Statistic, current: Seen, original: Seen) -
 
 
 @contextmanager
-def observing(block: Block, module: nn.Module, places: Set[str], seen: Seen) -> Iterator[None]:
-    """Leave the activations at some places, (tokens, features), in `seen` while the block runs."""
+def observing(
+    block: Block, module: nn.Module, places: Set[str], seen: Seen, *, stop: bool = False
+) -> Iterator[None]:
+    """Leave the activations at some places, (tokens, features), in `seen` while the block runs.
+
+    With `stop` the block runs no further than it must for them; what it returns is not defined.
+    """
     hooks = []
 
+    def note(place: str, activations: Tensor) -> None:
+        seen[place] = activations.flatten(0, -2)
+        if stop and len(seen) == len(places):
+            raise EnoughSeenError
+
     def before(place: str) -> Callable[..., None]:
-        return lambda _, inputs: seen.__setitem__(place, inputs[0].flatten(0, -2))
+        return lambda _, inputs: note(place, inputs[0])
 
     def after(place: str) -> Callable[..., None]:
         def keep(_: nn.Module, inputs: Any, output: Any) -> None:
-            found = output[0] if isinstance(output, tuple) else output
-            seen[place] = found.flatten(0, -2)
+            note(place, output[0] if isinstance(output, tuple) else output)
 
         return keep
 
     try:
-        for place in places:
+        for place in sorted(places):
             at = place_in(block, module, place)
             hooks.append(
                 at.register_forward_hook(after(place))
@@ -121,6 +151,8 @@ def observing(block: Block, module: nn.Module, places: Set[str], seen: Seen) -> 
                 else at.register_forward_pre_hook(before(place))
             )
         yield
+    except EnoughSeenError:
+        pass
     finally:
         for hook in hooks:
             hook.remove()

@@ -85,6 +85,11 @@ class BlockProbe(Protocol):
 
     name: ClassVar[str]
 
+    @property
+    def sequences(self) -> int | None:
+        """Of the calibration, on which its statistics are taken; None for all."""
+        ...
+
     def needs(self) -> Iterable[Probe]:
         """The statistics that it follows from."""
         ...

@@ -5,7 +5,7 @@ a pass over the model measures only what is missing there.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from torch import Tensor
@@ -56,7 +56,10 @@ def survey(
     trials: list[TrialProbe] = [probe for probe in others if hasattr(probe, "rewrite")]
     others = list(dict.fromkeys([*others, *(trial.after() for trial in trials)]))
     derived: list[BlockProbe] = [probe for probe in others if hasattr(probe, "derive")]
-    local |= {canonical(need) for probe in derived for need in probe.needs()}
+    fewer = {probe: sequences for probe in derived if (sequences := probe.sequences) is not None}
+    for probe in derived:
+        if probe not in fewer:
+            local |= {canonical(need) for need in probe.needs()}
     whole: dict[Any, Any] = {}
     for probe in others:
         if probe not in derived and probe not in trials:
@@ -64,6 +67,13 @@ def survey(
                 source, ids, probe, how.batch_size, sharing=sharing, bars=bars
             )
     blocks = measured(source, ids, local, how, sharing=sharing, bars=bars) if local else {}
+    for probe, sequences in fewer.items():
+        few, kept = ids[:sequences], sharing
+        if sharing is not None and sequences < len(ids):
+            kept = replace(sharing, inputs={**sharing.inputs, "sequences": sequences})
+        needs = {canonical(need) for need in probe.needs()}
+        found = measured(source, few, needs, how, sharing=kept, bars=bars)
+        blocks = {n: found[n] | blocks[n] if n in blocks else found[n] for n in found}
     for probe in derived:
         shown = bars(probe.name, "block")
         whole[probe] = {

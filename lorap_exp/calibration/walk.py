@@ -7,7 +7,6 @@ beside them only when a probe asks for both. Memory holds one block's statistics
 states of the calibration set.
 """
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -112,7 +111,9 @@ class Streams:
         self._sequences, self._last = len(ids), len(source.blocks) - 1
         probes = [probe for visit in visits for probe in visit.probes]
         self._both = any(probe.of != "current" for probe in probes)
-        self._again = how.order == "group" or any(visit.behind for visit in visits)
+        later = [v for v in visits[1:] if how.order == "group" or v.behind]
+        pairs = [canonical(p) for v in later for p in v.probes if p.of != "current" and not p.now]
+        self._later = {probe.beside for probe in pairs}
         self._first = {canonical(p) for v in visits for p in v.probes if not v.behind}
         self._follow = how.propagation == "compressed"
         self._now = open_stream(source, ids, how.batch_size, how.place)
@@ -121,7 +122,7 @@ class Streams:
     def enter(self, block: Block, position: int) -> None:
         """Begin a block that is still untouched."""
         self._block, self._position = block, position
-        self._untouched = copy.deepcopy(block.module) if self._both and self._again else None
+        self._recorded: dict[str, Stream] = {}
         self._after: Stream | None = None
         self._after_before: Stream | None = None
         self._shared = Evidence({}, block.index, self._sharing, self._is_original)
@@ -139,19 +140,23 @@ class Streams:
         if number == 0 and self._how.order == "block":
             wanted |= self._first
         begins = number == 0
-        values, after, after_before = measure(
+        there = self._block.has
+        seen = measure(
             self._block,
             self._position,
             self._now,
-            {probe for probe in wanted if self._block.has(probe.matrix)},
+            {probe for probe in wanted if there(probe.matrix)},
             sequences=self._sequences,
             beside=self._before,
-            original=None if begins else self._untouched,
+            record={p for p in self._later if there(p.partition(":")[0])} if begins else set(),
+            recorded=None if begins else self._recorded,
             keep=begins and self._keeps,
         )
-        found = Evidence(values, self._block.index, self._sharing, self._is_original and begins)
+        original = self._is_original and begins
+        found = Evidence(seen.values, self._block.index, self._sharing, original)
         if begins:
-            self._after, self._after_before, self._shared = after, after_before, found
+            self._after, self._after_before = seen.outputs, seen.originals
+            self._shared, self._recorded = found, seen.recorded
         return found
 
     @property

@@ -11,16 +11,16 @@ from torch import Tensor
 from lorap_exp.calibration.evidence import Evidence
 from lorap_exp.calibration.probes import Probe
 from lorap_exp.models.families import Block
-from lorap_exp.ops.curvature import balanced, eliminate, two_sided
+from lorap_exp.ops.curvature import balanced, eliminate, tails
 from lorap_exp.ops.modules import shrunk
 from lorap_exp.planning.nested import Module, Ranks, Values, rank_costs
 from lorap_exp.planning.shapes import BlockShape
 
 FULL = ("q", "k", "v", "o", "down")
 """Matrices whose gradients are measured as a full moment; gate and up have its diagonal."""
-VALUE_STEPS, CHANNEL_STEPS = 24, 32
+VALUE_STEPS, CHANNEL_STEPS = 16, 16
 """Sizes at which the damage of removing value features and channels is computed."""
-ANCHORS = (0, 16)
+ANCHORS = (0, 8)
 """Of the channel sizes, those at which the spectra of gate and up are computed."""
 RANK_STEP, WIDE_RANK_STEP, CHANNEL_STEP = 4, 8, 16
 """Ranks of attention and of gate and up, and channels, are chosen in steps of these."""
@@ -33,10 +33,12 @@ class DamageCurves:
     Attributes:
         share_s: shrinkage of input moments towards their diagonal.
         share_g: shrinkage of gradient moments.
+        sequences: of the calibration, on which gradients are measured; None for all.
     """
 
     share_s: float
     share_g: float
+    sequences: int | None
     name: ClassVar[str] = "curves"
 
     def needs(self) -> Iterable[Probe]:
@@ -51,8 +53,7 @@ class DamageCurves:
         for name in FULL:
             G, S = (seen[Probe(name, what)] for what in ("gradient_moment", "weighted_moment"))
             if name != "down":
-                approximations = two_sided(block.weight(name), G, S, self.share_g, self.share_s)
-                found[name] = approximations.tails
+                found[name] = tails(block.weight(name), G, S, self.share_g, self.share_s)
         heads = ValueHeads(block)
         metric = shrunk(seen[Probe("o", "gradient_moment")], self.share_g)
         moment = shrunk(seen[Probe("o", "weighted_moment")], self.share_s)
@@ -62,6 +63,7 @@ class DamageCurves:
         rotated = heads.weight("o").double() @ back
         gone = eliminate(rotated.float(), (turn @ moment @ turn.mT).float(), metric, sizes, units)
         found |= {"values.sizes": torch.tensor(sizes), "values": torch.tensor(gone.damages)}
+        found["values.order"] = gone.order
         return found | self._channels(block, seen)
 
     def _channels(self, block: Block, seen: Evidence) -> dict[str, Tensor]:
@@ -71,6 +73,7 @@ class DamageCurves:
         sizes = steps(down.shape[1], CHANNEL_STEPS)
         gone = eliminate(down.float(), moment.float(), metric, sizes)
         found = {"ffn.sizes": torch.tensor(sizes), "ffn": torch.tensor(gone.damages)}
+        found["ffn.order"] = gone.order
         S = seen[Probe("up", "second_moment")].second
         for name in ("gate", "up"):
             if name not in block.family.matrices:
@@ -79,8 +82,9 @@ class DamageCurves:
             for anchor in ANCHORS:
                 kept = gone.kept[anchor]
                 part = block.weight(name)[kept]
-                tails = two_sided(part, square[kept], S, self.share_g, self.share_s).tails
-                found[f"{name}.{sizes[anchor]}"] = tails
+                found[f"{name}.{sizes[anchor]}"] = tails(
+                    part, square[kept], S, self.share_g, self.share_s
+                )
         return found
 
 

@@ -62,6 +62,9 @@ class LorapPlus(Step):
         shrink_inputs: of input moments towards their diagonal, in [0, 1).
         shrink_curves: the same where damage is predicted.
         shrink_gradients: of gradient moments towards their diagonal, in [0, 1).
+        gradient_samples: sequences of the calibration on which gradients are measured, null for
+            all; they cost several forward passes.
+        trial_samples: sequences on which each block's damage is measured.
         trust: power of measured over predicted damage that weights a block's curves.
         anchor: pull of the fit of o and down towards their weights, 0 fits original outputs alone.
     """
@@ -69,6 +72,8 @@ class LorapPlus(Step):
     shrink_inputs: Annotated[float, Field(ge=0, lt=1)]
     shrink_curves: Annotated[float, Field(ge=0, lt=1)]
     shrink_gradients: Annotated[float, Field(ge=0, lt=1)]
+    gradient_samples: Annotated[int, Field(ge=1)] | None
+    trial_samples: Annotated[int, Field(ge=1)]
     trust: Annotated[float, Field(ge=0, le=4)]
     anchor: Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -79,14 +84,14 @@ class LorapPlus(Step):
     @property
     def curves(self) -> DamageCurves:
         """What is measured before sizes are chosen."""
-        return DamageCurves(self.shrink_curves, self.shrink_gradients)
+        return DamageCurves(self.shrink_curves, self.shrink_gradients, self.gradient_samples)
 
     def survey(self, shape: Shape, edits: Sequence[Edit]) -> Iterable[Asked]:
         return [self.curves, self._trials(shape, edits)] if edits else []
 
     def _trials(self, shape: Shape, edits: Sequence[Edit]) -> "Trials":
         share = Plan(0.0, tuple(edits)).shape(shape).parameters / shape.parameters
-        return Trials(self, round(share, 3))
+        return Trials(self, round(share, 3), self.trial_samples)
 
     def options(self, shape: Shape, seen: Survey | None) -> list[Option]:
         """The units in which sizes are chosen; `plan` chooses widths and ranks together."""
@@ -124,7 +129,7 @@ class LorapPlus(Step):
         return [
             Visit(("q", "k", "v"), ATTENTION_INPUTS),
             Visit(("o",), (OUTPUT,), behind=True),
-            Visit(mlp, MLP_INPUTS, behind=True),
+            Visit(mlp, MLP_INPUTS),
             Visit(("down",), (CHANNELS,), behind=True),
         ]
 
@@ -135,7 +140,7 @@ class LorapPlus(Step):
         if not edits:
             return ()
         block = part.block
-        work = Rewriting(self, block, edits, carry["survey"][block.index], carry)
+        work = Rewriting(self, block, edits, carry["survey"][block.index], carry, {})
         match part.names:
             case ("q", "k", "v"):
                 moments = (seen[probe].second for probe in ATTENTION_INPUTS)
@@ -175,9 +180,10 @@ class Rewriting:
         edits: Sequence[Edit],
         curvature: Evidence,
         carry: Carry,
+        orders: Mapping[str, Tensor],
     ) -> None:
         self._step, self._block, self._edits, self._carry = step, block, edits, carry
-        self._curvature = curvature
+        self._curvature, self._orders = curvature, orders
 
     def edits_of(self, *names: str, space: str | None = None) -> list[Edit]:
         """What was planned for some matrices and a space."""
@@ -235,8 +241,11 @@ class Rewriting:
         whole, whole_back = heads.basis(mixed, metric)
         reader, inputs = o.weight.double() @ whole_back, whole @ mixed @ whole.mT
         units = heads.units()
-        sizes = _rounds(len(units), size, VALUE_ROUNDS)
-        kept = eliminate(reader.float(), inputs.float(), metric, sizes, units).kept[-1]
+        if "values" in self._orders:
+            kept = self._orders["values"][-size:].sort().values
+        else:
+            sizes = _rounds(len(units), size, VALUE_ROUNDS)
+            kept = eliminate(reader.float(), inputs.float(), metric, sizes, units).kept[-1]
         columns = units[kept].flatten().sort().values
         ridge = SMALL * float(inputs.diagonal().mean())
         fitted = refit_columns(reader, inputs, columns, ridge)
@@ -285,9 +294,12 @@ class Rewriting:
         size = size_of(self._edits, "ffn")
         kept = torch.arange(down.in_features, device=inner.device)
         if size is not None:
-            metric = shrunk(self._metric("down"), step.shrink_gradients)
-            sizes = _rounds(down.in_features, size, CHANNEL_ROUNDS)
-            kept = eliminate(down.weight.float(), inner.float(), metric, sizes).kept[-1]
+            if "ffn" in self._orders:
+                kept = self._orders["ffn"][-size:].sort().values
+            else:
+                metric = shrunk(self._metric("down"), step.shrink_gradients)
+                sizes = _rounds(down.in_features, size, CHANNEL_ROUNDS)
+                kept = eliminate(down.weight.float(), inner.float(), metric, sizes).kept[-1]
             ridge = SMALL * float(inner.diagonal().mean())
             fitted = refit_columns(down.weight, inner, kept, ridge)
             block.replace("down", rewritten(down, fitted, down.bias))
@@ -314,7 +326,7 @@ class Trials:
 
     step: LorapPlus
     share: float
-    sequences: int = 8
+    sequences: int
     name: ClassVar[str] = "trials"
 
     def after(self) -> DamageCurves:
@@ -325,7 +337,8 @@ class Trials:
         """Attention and MLP, by the moments that the curves are of."""
         shape = block.shape()
         edits = block_plan(modules_of(shape, derived, FORM), shape, self.share)
-        work = Rewriting(self.step, block, edits, seen, {})
+        orders = {space: derived[f"{space}.order"] for space in ("values", "ffn")}
+        work = Rewriting(self.step, block, edits, seen, {}, orders)
         moments = {name: seen[Probe(name, "weighted_moment")] for name in ("q", "o", "down")}
         work.inputs_of_attention(moments["q"], moments["o"])
         work.output_alone(moments["o"])

@@ -51,8 +51,7 @@ class TwoSided:
     @property
     def tails(self) -> Tensor:
         """Damage of rank 0, 1, ..., K, float64."""
-        total = self.energies.flip(0).cumsum(0).flip(0)
-        return torch.cat([total, total.new_zeros(1)])
+        return tail_sums(self.energies)
 
 
 def two_sided(W_OI: Tensor, G: Tensor, S_II: Tensor, share_g: float, share_s: float) -> TwoSided:
@@ -68,30 +67,54 @@ def two_sided(W_OI: Tensor, G: Tensor, S_II: Tensor, share_g: float, share_s: fl
     One eigenproblem on the smaller side of the matrix, float64.
     """
     W = W_OI.double()
-    outs, ins = W.shape
-    if ins <= outs:
+    whitened, root, inverse = _whitened(W, G, S_II, share_g, share_s)
+    values, vectors = torch.linalg.eigh(whitened)
+    energies, vectors = values.flip(0).clamp_min(0), vectors.flip(-1)
+    if W.shape[1] <= W.shape[0]:
+        return TwoSided(energies, W @ (root @ vectors), vectors.mT @ inverse)
+    return TwoSided(energies, inverse.mT @ vectors, vectors.mT @ (root.mT @ W))
+
+
+def tails(W_OI: Tensor, G: Tensor, S_II: Tensor, share_g: float, share_s: float) -> Tensor:
+    """`two_sided(...).tails` without the factors, several times faster."""
+    whitened, _, _ = _whitened(W_OI.double(), G, S_II, share_g, share_s)
+    return tail_sums(torch.linalg.eigvalsh(whitened).flip(0).clamp_min(0))
+
+
+def tail_sums(energies_K: Tensor) -> Tensor:
+    """The sum of what lies beyond rank 0, 1, ..., K."""
+    total = energies_K.flip(0).cumsum(0).flip(0)
+    return torch.cat([total, total.new_zeros(1)])
+
+
+def _whitened(
+    W: Tensor, G: Tensor, S_II: Tensor, share_g: float, share_s: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The eigenproblem on the smaller side, and the root and inverse root of that side's metric."""
+    if W.shape[1] <= W.shape[0]:
         root, inverse = root_factor(S_II, share_s)
         GW = G.double()[:, None] * W if G.ndim == 1 else shrunk(G, share_g) @ W
-        values, vectors = torch.linalg.eigh(root.mT @ (W.mT @ GW) @ root)
-        vectors = vectors.flip(-1)
-        return TwoSided(values.flip(0).clamp_min(0), W @ (root @ vectors), vectors.mT @ inverse)
+        return root.mT @ (W.mT @ GW) @ root, root, inverse
     if G.ndim == 1:
         scale = G.double().sqrt()
         scale = scale.clamp_min(float(scale.mean()) * 1e-8 + 1e-30)
         root, inverse = torch.diag(scale), torch.diag(1 / scale)
     else:
         root, inverse = root_factor(G, share_g)
-    values, vectors = torch.linalg.eigh(root.mT @ (W @ shrunk(S_II, share_s) @ W.mT) @ root)
-    vectors = vectors.flip(-1)
-    return TwoSided(values.flip(0).clamp_min(0), inverse.mT @ vectors, vectors.mT @ (root.mT @ W))
+    return root.mT @ (W @ shrunk(S_II, share_s) @ W.mT) @ root, root, inverse
 
 
 @dataclass(frozen=True)
 class Elimination:
-    """Units kept at each size, the damage that far, at the sizes asked for."""
+    """Units kept at each size, the damage that far, at the sizes asked for.
+
+    `order` holds all units, the first to go first; of those that all sizes keep the order is not
+    defined.
+    """
 
     kept: list[Tensor]
     damages: list[float]
+    order: Tensor
 
 
 def eliminate(
@@ -119,7 +142,7 @@ def eliminate(
     order = units.flatten()
     W, inverse = W[order], torch.linalg.inv(correlation)[order][:, order]
     alive, damage = torch.arange(len(units), device=W.device), 0.0
-    kept, damages = [], []
+    kept, damages, order_of = [], [], []
     for size in sizes:
         if len(alive) > size:
             ranked = _scores(W, inverse, G, features).argsort(stable=True)
@@ -131,10 +154,11 @@ def eliminate(
             damage += float(((W[out] @ G) * change).sum())
             W = W[keep] - between[keep] @ change
             inverse = inverse[keep][:, keep] - between[keep] @ moved[:, keep]
+            order_of.append(alive[gone])
             alive = alive[stay]
         kept.append(alive)
         damages.append(damage)
-    return Elimination(kept, damages)
+    return Elimination(kept, damages, torch.cat([*order_of, alive]))
 
 
 def _columns(units: Tensor, features: int) -> Tensor:

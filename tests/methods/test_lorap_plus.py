@@ -64,7 +64,7 @@ def test_nothing_removed_changes_nothing(tiny: Tiny, config: Make) -> None:
 
     model = tiny("qwen2", kv_heads=2)
     expected = model(IDS).logits
-    compress(model, Stack((("all", Whole(0.5, 0.3, 0.3, 0.5, 1.0)),)), 0.3, IDS)
+    compress(model, Stack((("all", Whole(0.5, 0.3, 0.3, None, 4, 1.0, 1.0)),)), 0.3, IDS)
     error = (model(IDS).logits - expected).norm() / expected.norm()
     assert error < 2e-2
 
