@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from lorap_exp.calibration.walk import Walk
 from lorap_exp.config import Config
 from lorap_exp.methods.contract import Stack, build_stack
-from lorap_exp.methods.lorap_plus import LorapPlus
+from lorap_exp.methods.lorap_plus.step import LorapPlus
 from lorap_exp.models.checkpoint import check_reload, save
 from lorap_exp.models.tiny import byte_tokenizer
 from lorap_exp.planning.edits import Resize

@@ -16,6 +16,8 @@ from lorap_exp.ops.modules import shrunk
 from lorap_exp.planning.nested import Module, Ranks, Values, rank_costs
 from lorap_exp.planning.shapes import BlockShape
 
+FORM = "pivoted"
+"""How factors are stored."""
 FULL = ("q", "k", "v", "o", "down")
 """Matrices whose gradients are measured as a full moment; gate and up have its diagonal."""
 VALUE_STEPS, CHANNEL_STEPS = 16, 16

@@ -1,0 +1,161 @@
+"""LoRAP+: one budget over all layers, spent where the curvature of the loss says that it counts.
+
+Ours; no paper. One forward and one backward pass measure, for every matrix, the second moments of
+its inputs and of the gradients at its outputs (K-FAC, arXiv 1503.05671), so that every size of
+every part has a predicted damage in nats per token (`curves`). A nested allocation
+(`planning.nested`) chooses widths of the MLP and of the value heads and ranks of q, k, v, o, gate
+and up in pivoted storage (PIFA, arXiv 2501.19090). In the walk value heads are rotated, units are
+removed by structured optimal brain surgeon (SlimGPT, arXiv 2412.18110) under the gradients' metric,
+factors are optimal under both metrics, and o and down are fitted towards the original model's
+outputs. docs/methods.md says what each ingredient bought.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from lorap_exp.calibration.evidence import Evidence, Survey
+from lorap_exp.calibration.probes import Asked, Probe
+from lorap_exp.calibration.walk import Visit
+from lorap_exp.methods.contract import Carry, Part, Step
+from lorap_exp.methods.lorap_plus.curves import (
+    CHANNEL_STEP,
+    FORM,
+    RANK_STEP,
+    DamageCurves,
+    modules_of,
+)
+from lorap_exp.methods.lorap_plus.rewriting import Rewriting, Strengths
+from lorap_exp.methods.lorap_plus.trials import Trials, block_plan, trusted
+from lorap_exp.planning.edits import Edit, Factor, Plan, Resize
+from lorap_exp.planning.nested import allocate, damage_of
+from lorap_exp.planning.options import Option, rank_option, width_option
+from lorap_exp.planning.shapes import BlockShape, Shape
+
+OUTPUT, CHANNELS = Probe("o", "target_moment", "both"), Probe("down", "target_moment", "both")
+ATTENTION_INPUTS = (Probe("q", "second_moment"), Probe("o", "second_moment"))
+MLP_INPUTS = (Probe("up", "second_moment"), Probe("down", "second_moment"))
+
+
+@dataclass(frozen=True, config={"extra": "forbid"})
+class LorapPlus(Step):
+    """Compress attention and MLP of all layers under one budget.
+
+    Attributes:
+        shrink_inputs: of input moments towards their diagonal, in [0, 1).
+        shrink_curves: the same where damage is predicted.
+        shrink_gradients: of gradient moments towards their diagonal, in [0, 1).
+        gradient_samples: sequences of the calibration on which gradients are measured, null for
+            all; they cost several forward passes.
+        trial_samples: sequences on which each block's damage is measured.
+        trust: power of measured over predicted damage that weights a block's curves.
+        anchor: pull of the fit of o and down towards their weights, 0 fits original outputs alone.
+    """
+
+    shrink_inputs: Annotated[float, Field(ge=0, lt=1)]
+    shrink_curves: Annotated[float, Field(ge=0, lt=1)]
+    shrink_gradients: Annotated[float, Field(ge=0, lt=1)]
+    gradient_samples: Annotated[int, Field(ge=1)] | None
+    trial_samples: Annotated[int, Field(ge=1)]
+    trust: Annotated[float, Field(ge=0, le=4)]
+    anchor: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+    @property
+    def sized(self) -> Sequence[str]:
+        return ("q", "k", "v", "o", "gate", "up", "down")
+
+    @property
+    def curves(self) -> DamageCurves:
+        """What is measured before sizes are chosen."""
+        return DamageCurves(self.shrink_curves, self.shrink_gradients, self.gradient_samples)
+
+    def survey(self, shape: Shape, edits: Sequence[Edit]) -> Iterable[Asked]:
+        return [self.curves, self._trials(shape, edits)] if edits else []
+
+    def _trials(self, shape: Shape, edits: Sequence[Edit]) -> Trials:
+        share = Plan(0.0, tuple(edits)).shape(shape).parameters / shape.parameters
+        return Trials(self.curves, self._strengths, round(share, 3), self.trial_samples)
+
+    @property
+    def _strengths(self) -> Strengths:
+        return Strengths(self.shrink_inputs, self.shrink_gradients, self.anchor)
+
+    def options(self, shape: Shape, seen: Survey | None) -> list[Option]:
+        """The units in which sizes are chosen; `plan` chooses widths and ranks together."""
+        found = []
+        for block in shape.blocks:
+            found += [
+                replace(rank_option(block.index, block.matrices[name], FORM), step=RANK_STEP)
+                for name in ("q", "k")
+            ]
+            found.append(width_option(block, "values", max(1, block.size("values") // 48)))
+            found.append(width_option(block, "ffn", CHANNEL_STEP))
+        return found
+
+    def plan(
+        self, shape: Shape, ratio: float, seen: Survey | None, alone: bool = True
+    ) -> list[Edit]:
+        """Sizes of least damage; without evidence the same share of everything."""
+        even = [edit for block in shape.blocks for edit in _even(block, 1 - ratio)]
+        if seen is None:
+            return even
+        found, measured = seen.of(self.curves), seen.of(self._trials(shape, even))
+        parts = {b.index: modules_of(b, found[b.index], FORM) for b in shape.blocks}
+        budget = Plan(ratio, tuple(even)).shape(shape).parameters
+        share = self._trials(shape, even).share
+        predicted = {
+            block.index: damage_of(own := parts[block.index], block_plan(own, block, share))
+            for block in shape.blocks
+        }
+        weights = trusted(measured, predicted, self.trust)
+        modules = [module for own in parts.values() for module in own]
+        return allocate(modules, budget, weights, FORM)
+
+    def visits(self, present: Sequence[str]) -> list[Visit]:
+        mlp = tuple(name for name in ("gate", "up", "down") if name in present)
+        return [
+            Visit(("q", "k", "v"), ATTENTION_INPUTS),
+            Visit(("o",), (OUTPUT,), behind=True),
+            Visit(mlp, MLP_INPUTS),
+            Visit(("down",), (CHANNELS,), behind=True),
+        ]
+
+    @torch.no_grad()
+    def apply(
+        self, part: Part, edits: Sequence[Edit], seen: Evidence, carry: Carry
+    ) -> Sequence[Edit]:
+        if not edits:
+            return ()
+        block = part.block
+        work = Rewriting(self._strengths, block, edits, carry["survey"][block.index], carry, {})
+        match part.names:
+            case ("q", "k", "v"):
+                moments = (seen[probe].second for probe in ATTENTION_INPUTS)
+                work.inputs_of_attention(*moments)
+                return work.edits_of("q", "k", "v", space="values")
+            case ("o",):
+                work.output_of_attention(seen[OUTPUT])
+                return work.edits_of("o")
+            case ("down",):
+                work.output_of_mlp(seen[CHANNELS])
+                return ()
+        work.channels(*(seen[probe].second for probe in MLP_INPUTS))
+        return work.edits_of("gate", "up", "down", space="ffn")
+
+
+def _even(block: BlockShape, share: float) -> list[Edit]:
+    """The same share of q, k, the value features and the channels; v and o follow the latter."""
+    found: list[Edit] = []
+    for name in ("q", "k"):
+        rank = int(rank_option(block.index, block.matrices[name], FORM).size_for(share))
+        found.append(Factor(block.index, name, max(rank, 1), FORM))
+    for space in ("values", "ffn"):
+        size = int(share * block.size(space))
+        if size < 1:
+            raise ValueError(f"a share of {share:.4g} leaves nothing of {space}")
+        found.append(Resize(block.index, space, size))
+    return found
