@@ -13,7 +13,7 @@ from lorap_exp.methods.contract import Stack, build_stack
 from lorap_exp.methods.lorap_plus.step import LorapPlus
 from lorap_exp.models.checkpoint import check_reload, save
 from lorap_exp.models.tiny import byte_tokenizer
-from lorap_exp.planning.edits import Resize
+from lorap_exp.planning.edits import Factor, Resize
 from tests.methods.stacks import compress, planned, rebuilt, shape_of
 from tests.methods.test_joint_methods import IDS, weights
 
@@ -64,7 +64,7 @@ def test_nothing_removed_changes_nothing(tiny: Tiny, config: Make) -> None:
 
     model = tiny("qwen2", kv_heads=2)
     expected = model(IDS).logits
-    compress(model, Stack((("all", Whole(0.5, 0.3, 0.3, None, 4, 1.0, 1.0)),)), 0.3, IDS)
+    compress(model, Stack((("all", Whole(0.5, 0.3, 0.3, None, 4, 1.0, 1.0, 1)),)), 0.3, IDS)
     error = (model(IDS).logits - expected).norm() / expected.norm()
     assert error < 2e-2
 
@@ -83,3 +83,16 @@ def test_it_is_not_asked_to_measure_at_ratio_zero(tiny: Tiny, config: Make) -> N
     model = tiny()
     assert planned(stack(config), model, 0.0).is_dense
     assert torch.isfinite(model(IDS).logits).all()
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_aligned_sizes(tiny: Tiny, config: Make, family: str) -> None:
+    """Every rank and width is a multiple, or the full size, and no more is kept than without."""
+    model = tiny(family, kv_heads=2, blocks=3)
+    aligned = build_stack(config("method=lorap_plus", "method.stages.all.round_to=16").method)
+    dense = shape_of(model)
+    plan = compress(model, aligned, 0.3, IDS)
+    for edit in plan.edits:
+        size = edit.rank if isinstance(edit, Factor) else edit.size  # type: ignore[union-attr]
+        assert size is not None and size % 16 == 0
+    assert plan.shape(dense).parameters <= 0.7 * dense.parameters + 1

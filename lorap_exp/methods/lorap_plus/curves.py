@@ -24,6 +24,8 @@ VALUE_STEPS, CHANNEL_STEPS = 16, 16
 """Sizes at which the damage of removing value features and channels is computed."""
 ANCHORS = (0, 8)
 """Of the channel sizes, those at which the spectra of gate and up are computed."""
+VALUE_WIDTHS = 48
+"""Widths of the value features that may be chosen."""
 RANK_STEP, WIDE_RANK_STEP, CHANNEL_STEP = 4, 8, 16
 """Ranks of attention and of gate and up, and channels, are chosen in steps of these."""
 
@@ -133,37 +135,54 @@ class ValueHeads:
         return [turn for turn, _ in found], [back for _, back in found]
 
 
-def modules_of(shape: BlockShape, curves: Mapping[str, Tensor], form: str) -> list[Module]:
-    """The parts of one block with the damage and cost of all their sizes."""
-    parts = [_alone(shape, name, curves, form) for name in ("q", "k")]
-    return [*parts, _values(shape, curves, form), _channels(shape, curves, form)]
+def modules_of(shape: BlockShape, curves: Mapping[str, Tensor], round_to: int = 1) -> list[Module]:
+    """The parts of one block with the damage and cost of all their sizes.
+
+    Ranks and widths are multiples of `round_to`, above 1 of nothing else but that; full sizes stay.
+    """
+    parts = [_alone(shape, name, curves, round_to) for name in ("q", "k")]
+    return [*parts, _values(shape, curves, round_to), _channels(shape, curves, round_to)]
+
+
+def stride(usual: int, round_to: int) -> int:
+    """In which sizes are chosen."""
+    return usual if round_to == 1 else round_to
 
 
 def _grid(full: int, step: int) -> tuple[int, ...]:
     return (*range(step, full, step), full)
 
 
-def _alone(shape: BlockShape, name: str, curves: Mapping[str, Tensor], form: str) -> Module:
+def _alone(shape: BlockShape, name: str, curves: Mapping[str, Tensor], round_to: int) -> Module:
     matrix, tails = shape.matrices[name], curves[name].numpy()
     outs, ins = matrix.out_features, matrix.in_features
-    ranks = _grid(min(outs, ins), RANK_STEP)
+    ranks = _grid(min(outs, ins), stride(RANK_STEP, round_to))
     damages = tails[list(ranks)] * (np.array(ranks) < min(outs, ins))
-    costs = rank_costs(outs, ins, ranks, form)
+    costs = rank_costs(outs, ins, ranks, FORM)
     found = Ranks(name, ranks, costs[None], damages[None])
     return Module(shape.index, None, (0,), np.zeros(1), (found,))
 
 
-def _values(shape: BlockShape, curves: Mapping[str, Tensor], form: str) -> Module:
+def _values(shape: BlockShape, curves: Mapping[str, Tensor], round_to: int) -> Module:
     full = shape.matrices["v"].out_features
-    widths = tuple(sorted({*range(full, 0, -max(1, full // 48))}))
-    widths = tuple(w for w in widths if w >= int(curves["values.sizes"][-1]))
+    widths = _widths(full, max(1, full // VALUE_WIDTHS), curves["values.sizes"], round_to)
     damages = _between(widths, curves["values.sizes"], curves["values"])
     readers = shape.matrices["o"].in_features // full
     hidden = shape.matrices["o"].out_features
-    v = _ranks_below("v", curves["v"].numpy(), widths, [(w, shape.hidden) for w in widths], form)
-    o_sizes = [(hidden, w * readers) for w in widths]
-    o = _ranks_below("o", curves["o"].numpy(), widths, o_sizes, form)
+    sizes = {
+        "v": [(width, shape.hidden) for width in widths],
+        "o": [(hidden, width * readers) for width in widths],
+    }
+    step = stride(RANK_STEP, round_to)
+    v, o = (_ranks_below(n, curves[n].numpy(), widths, sizes[n], step) for n in ("v", "o"))
     return Module(shape.index, "values", widths, damages, (v, o))
+
+
+def _widths(full: int, usual: int, known: Tensor, round_to: int) -> tuple[int, ...]:
+    """Widths that may be chosen, ascending, none below the least whose damage is known."""
+    step = stride(usual, round_to)
+    found = range(full, 0, -step) if round_to == 1 else _grid(full, step)
+    return tuple(sorted(width for width in found if width >= int(known[-1])))
 
 
 def _ranks_below(
@@ -171,10 +190,10 @@ def _ranks_below(
     tails: Values,
     widths: Sequence[int],
     sizes: Sequence[tuple[int, int]],
-    form: str,
+    step: int,
 ) -> Ranks:
     """Ranks of a matrix at each width: the tail of its whole spectrum, less what the width lost."""
-    ranks = _grid(min(sizes[-1]), RANK_STEP)
+    ranks = _grid(min(sizes[-1]), step)
     costs, damages = [], []
     for width, (outs, ins) in zip(widths, sizes, strict=True):
         most = min(outs, ins)
@@ -182,19 +201,19 @@ def _ranks_below(
         lost = tails[min(most, len(tails) - 1)]
         own = np.maximum(tails[list(ranks)] * (widths[-1] / width) - lost, 0.0)
         damages.append(np.where(usable, own, 0.0))
-        costs.append(np.where(usable, rank_costs(outs, ins, ranks, form), float(outs * ins)))
+        costs.append(np.where(usable, rank_costs(outs, ins, ranks, FORM), float(outs * ins)))
     return Ranks(name, ranks, np.array(costs), np.array(damages))
 
 
-def _channels(shape: BlockShape, curves: Mapping[str, Tensor], form: str) -> Module:
+def _channels(shape: BlockShape, curves: Mapping[str, Tensor], round_to: int) -> Module:
     full, hidden = shape.size("ffn"), shape.hidden
-    widths = tuple(sorted(range(full, int(curves["ffn.sizes"][-1]) - 1, -CHANNEL_STEP)))
+    widths = _widths(full, CHANNEL_STEP, curves["ffn.sizes"], round_to)
     damages = _between(widths, curves["ffn.sizes"], curves["ffn"])
-    ranks = _grid(hidden, WIDE_RANK_STEP)
+    ranks = _grid(hidden, stride(WIDE_RANK_STEP, round_to))
     matrices = []
     for name in ("gate", "up"):
         if name in shape.matrices:
-            matrices.append(_ranks_at(name, curves, widths, ranks, hidden, form))
+            matrices.append(_ranks_at(name, curves, widths, ranks, hidden))
     dense = np.array([[float(hidden * width)] for width in widths])
     matrices.append(Ranks("down", (full,), dense, np.zeros_like(dense)))
     return Module(shape.index, "ffn", widths, damages, tuple(matrices))
@@ -206,7 +225,6 @@ def _ranks_at(
     widths: Sequence[int],
     ranks: tuple[int, ...],
     hidden: int,
-    form: str,
 ) -> Ranks:
     """Ranks of gate or up at each width, between the widths at which spectra are known."""
     anchors = sorted(int(key.partition(".")[2]) for key in curves if key.startswith(f"{name}."))
@@ -221,7 +239,7 @@ def _ranks_at(
         usable = np.array(ranks) < min(width, hidden)
         damages.append(np.where(usable, mixed, 0.0))
         whole = float(width * hidden)
-        costs.append(np.where(usable, rank_costs(width, hidden, ranks, form), whole))
+        costs.append(np.where(usable, rank_costs(width, hidden, ranks, FORM), whole))
     return Ranks(name, ranks, np.array(costs), np.array(damages))
 
 

@@ -26,8 +26,10 @@ from lorap_exp.methods.lorap_plus.curves import (
     CHANNEL_STEP,
     FORM,
     RANK_STEP,
+    VALUE_WIDTHS,
     DamageCurves,
     modules_of,
+    stride,
 )
 from lorap_exp.methods.lorap_plus.rewriting import Rewriting, Strengths
 from lorap_exp.methods.lorap_plus.trials import Trials, block_plan, trusted
@@ -53,6 +55,7 @@ class LorapPlus(Step):
             all; they cost several forward passes.
         trial_samples: sequences on which each block's damage is measured.
         trust: power of measured over predicted damage that weights a block's curves.
+        round_to: ranks and widths are multiples of it; 64 for a model that is kept.
         anchor: pull of the fit of o and down towards their weights, 0 fits original outputs alone.
     """
 
@@ -63,6 +66,7 @@ class LorapPlus(Step):
     trial_samples: Annotated[int, Field(ge=1)]
     trust: Annotated[float, Field(ge=0, le=4)]
     anchor: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    round_to: Annotated[int, Field(ge=1)]
 
     @property
     def sized(self) -> Sequence[str]:
@@ -88,12 +92,14 @@ class LorapPlus(Step):
         """The units in which sizes are chosen; `plan` chooses widths and ranks together."""
         found = []
         for block in shape.blocks:
+            step = stride(RANK_STEP, self.round_to)
             found += [
-                replace(rank_option(block.index, block.matrices[name], FORM), step=RANK_STEP)
+                replace(rank_option(block.index, block.matrices[name], FORM), step=step)
                 for name in ("q", "k")
             ]
-            found.append(width_option(block, "values", max(1, block.size("values") // 48)))
-            found.append(width_option(block, "ffn", CHANNEL_STEP))
+            usual = max(1, block.size("values") // VALUE_WIDTHS)
+            found.append(width_option(block, "values", stride(usual, self.round_to)))
+            found.append(width_option(block, "ffn", stride(CHANNEL_STEP, self.round_to)))
         return found
 
     def plan(
@@ -104,16 +110,14 @@ class LorapPlus(Step):
         if seen is None:
             return even
         found, measured = seen.of(self.curves), seen.of(self._trials(shape, even))
-        parts = {b.index: modules_of(b, found[b.index], FORM) for b in shape.blocks}
         budget = Plan(ratio, tuple(even)).shape(shape).parameters
         share = self._trials(shape, even).share
-        predicted = {
-            block.index: damage_of(own := parts[block.index], block_plan(own, block, share))
-            for block in shape.blocks
-        }
-        weights = trusted(measured, predicted, self.trust)
-        modules = [module for own in parts.values() for module in own]
-        return allocate(modules, budget, weights, FORM)
+        predicted, modules = {}, []
+        for block in shape.blocks:
+            tried = modules_of(block, found[block.index])
+            predicted[block.index] = damage_of(tried, block_plan(tried, block, share))
+            modules += modules_of(block, found[block.index], self.round_to)
+        return allocate(modules, budget, trusted(measured, predicted, self.trust), FORM)
 
     def visits(self, present: Sequence[str]) -> list[Visit]:
         mlp = tuple(name for name in ("gate", "up", "down") if name in present)

@@ -37,7 +37,7 @@ class Trials:
     def rewrite(self, block: Block, seen: Evidence, derived: Mapping[str, Tensor]) -> None:
         """Attention and MLP, by the moments that the curves are of."""
         shape = block.shape()
-        edits = block_plan(modules_of(shape, derived, FORM), shape, self.share)
+        edits = block_plan(modules_of(shape, derived), shape, self.share)
         orders = {space: derived[f"{space}.order"] for space in ("values", "ffn")}
         work = Rewriting(self.strengths, block, edits, seen, {}, orders)
         moments = {name: seen[Probe(name, "weighted_moment")] for name in ("q", "o", "down")}
