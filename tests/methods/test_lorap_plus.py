@@ -93,6 +93,7 @@ def test_aligned_sizes(tiny: Tiny, config: Make, family: str) -> None:
     dense = shape_of(model)
     plan = compress(model, aligned, 0.3, IDS)
     for edit in plan.edits:
-        size = edit.rank if isinstance(edit, Factor) else edit.size  # type: ignore[union-attr]
+        assert isinstance(edit, (Factor, Resize))
+        size = edit.rank if isinstance(edit, Factor) else edit.size
         assert size is not None and size % 16 == 0
     assert plan.shape(dense).parameters <= 0.7 * dense.parameters + 1

@@ -34,7 +34,7 @@ from lorap_exp.methods.lorap_plus.curves import (
 from lorap_exp.methods.lorap_plus.rewriting import Rewriting, Strengths
 from lorap_exp.methods.lorap_plus.trials import Trials, block_plan, trusted
 from lorap_exp.planning.edits import Edit, Factor, Plan, Resize
-from lorap_exp.planning.nested import allocate, damage_of
+from lorap_exp.planning.nested import Module, allocate, damage_of
 from lorap_exp.planning.options import Option, rank_option, width_option
 from lorap_exp.planning.shapes import BlockShape, Shape
 
@@ -112,7 +112,8 @@ class LorapPlus(Step):
         found, measured = seen.of(self.curves), seen.of(self._trials(shape, even))
         budget = Plan(ratio, tuple(even)).shape(shape).parameters
         share = self._trials(shape, even).share
-        predicted, modules = {}, []
+        predicted: dict[int, float] = {}
+        modules: list[Module] = []
         for block in shape.blocks:
             tried = modules_of(block, found[block.index])
             predicted[block.index] = damage_of(tried, block_plan(tried, block, share))
