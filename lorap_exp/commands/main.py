@@ -23,8 +23,8 @@ from lorap_exp.commands.catalogue import ORDER, catalogue, conf_folder
 from lorap_exp.commands.failures import sentence
 from lorap_exp.commands.overrides import prepared
 from lorap_exp.commands.sweep import close_sweep
-from lorap_exp.config import Config, folder_path, plain_name, shown, validate
-from lorap_exp.errors import Busy, LorapError, one_line
+from lorap_exp.config import Config, folder_path, plain_name, validate
+from lorap_exp.errors import Busy, LorapError, one_line, shown
 
 OmegaConf.register_new_resolver(
     "basename", lambda path: Path(str(path)).name or str(path), replace=True

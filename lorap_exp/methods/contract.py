@@ -17,9 +17,9 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from lorap_exp.calibration.evidence import Survey
 from lorap_exp.calibration.probes import Asked, Probe
 from lorap_exp.calibration.walk import Visit
-from lorap_exp.config import MethodConfig, explain
+from lorap_exp.config import MethodConfig
 from lorap_exp.data.source import DataSource
-from lorap_exp.errors import LorapError
+from lorap_exp.errors import LorapError, explain
 from lorap_exp.methods.targets import find_method_class
 from lorap_exp.models.families import Block
 from lorap_exp.planning.edits import Edit

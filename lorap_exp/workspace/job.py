@@ -16,8 +16,8 @@ from typing import Any, TypeGuard, TypeVar
 
 from filelock import FileLock, Timeout
 
-from lorap_exp.config import Config, identity, shown
-from lorap_exp.errors import Busy, LorapError, one_line
+from lorap_exp.config import Config, identity
+from lorap_exp.errors import Busy, LorapError, one_line, shown
 from lorap_exp.workspace.digests import digest_folder, digest_json
 from lorap_exp.workspace.files import remove_partials, write_json, write_text
 from lorap_exp.workspace.progress import say
