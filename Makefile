@@ -21,8 +21,8 @@ $(READY): pyproject.toml constraints.txt requirements-models.txt
 run: $(READY)  ## environment, a real model, the quickstart sweep, its report
 	$(BIN)/python -m lorap_exp experiment=quickstart
 
-test: $(READY)  ## the quick tests, with coverage
-	$(BIN)/python -m pytest -m "not slow and not network and not gpu and not browser" --cov=lorap_exp --cov-fail-under=85
+test: $(READY)  ## the quick tests, with coverage, one process a core
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not slow and not network and not gpu and not browser" --cov=lorap_exp --cov-fail-under=85
 
 test-slow: $(READY)  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow

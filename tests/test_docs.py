@@ -29,7 +29,7 @@ NEEDED = {"model=custom": ["model.path=some/where"], "calibration=text": ["calib
 def commands() -> Iterator[tuple[str, str]]:
     """(page, command without `python -m lorap_exp`) of every line that starts like that."""
     for page in PAGES:
-        for line in page.read_text(encoding="utf-8").splitlines():
+        for line in page.read_text(encoding="utf-8").replace("\\\n", "").splitlines():
             found = re.match(r"^(?:- )?(?:\S+ )*?(?:`)?python -m lorap_exp ([^`#]*)", line)
             if found and "$" not in line and "…" not in line and "<" not in line:
                 for command in found[1].split("; python -m lorap_exp "):
