@@ -32,6 +32,8 @@ PublishedName = Literal[
 
 SEEDS = 2**32
 """Seeds are below it: every random generator takes them."""
+MOST_GIB = 2.0**33
+"""No store is larger."""
 LARGEST = 2**63 - 1
 """Whole numbers are at most this: what a file and every library can hold."""
 
@@ -156,6 +158,8 @@ class ModelConfig(Section):
     def _one_source(self) -> "ModelConfig":
         if (self.path is None) == (self.random is None):
             raise ValueError("path must be a hub id or a local folder (null for a random model)")
+        if self.random is not None and self.revision is not None:
+            raise ValueError(f"revision must be null for a random model, got {self.revision!r}")
         return self
 
 
@@ -201,7 +205,26 @@ class MethodConfig(Section):
                 raise ValueError(f"{name} must lie in [0, {SEEDS}), got {value}")
             if isinstance(value, list) and not value:
                 raise ValueError(f"{name} must have at least one entry, got []")
+            names = isinstance(value, list) and all(isinstance(item, str) for item in value)
+            if names and len(set(value)) < len(value):
+                raise ValueError(f"{name} must name each entry once, got {value}")
         return stages
+
+    @field_validator("protect", mode="before")
+    @classmethod
+    def _two_numbers(cls, value: Any) -> Any:
+        if not isinstance(value, (list, tuple)) or len(value) != 2 or bool in map(type, value):
+            raise ValueError("must be two whole numbers: first and last blocks that stay dense")
+        return value
+
+    @model_validator(mode="after")
+    def _factors_of_proportions(self) -> "MethodConfig":
+        if self.allocation and self.allocation.factors and self.allocation.rule != "proportions":
+            raise ValueError(
+                f"allocation.factors must be empty unless allocation.rule is proportions, got "
+                f"{self.allocation.factors}"
+            )
+        return self
 
 
 class CalibrationConfig(Section):
@@ -224,6 +247,8 @@ class CalibrationConfig(Section):
     def _files_when_text_is_files(self) -> "CalibrationConfig":
         if self.text == "files" and not self.files:
             raise ValueError("files must name at least one file when text is files")
+        if self.text != "files" and self.files:
+            raise ValueError(f"files must be [] unless text is files, got {list(self.files)}")
         return self
 
 
@@ -307,6 +332,8 @@ class DataConfig(Section):
     def _folder_when_local(self) -> "DataConfig":
         if self.source == "local" and self.folder is None:
             raise ValueError("folder must be set when source is local, got null")
+        if self.source == "embedded" and self.folder is not None:
+            raise ValueError(f"folder must be null when source is embedded, got {self.folder!r}")
         return self
 
 
@@ -314,7 +341,7 @@ class StoreConfig(Section):
     """What jobs share: where it lies and how large it may become."""
 
     folder: FolderPath
-    limit_gib: Annotated[float, Field(ge=0)]
+    limit_gib: Annotated[float, Field(ge=0, le=MOST_GIB)]
 
 
 class LoggingConfig(Section):

@@ -61,6 +61,15 @@ def test_every_method_runs(tmp_path: Path, config: Make, method: str) -> None:
     assert result.kept == pytest.approx(1 if method == "dense" else 0.8, abs=0.03)
 
 
+@pytest.mark.parametrize("family", ["falcon", "bloom"])
+@pytest.mark.parametrize("method", ["lorap", "streamline_none", "asvd"])
+def test_layers_that_return_tuples(tmp_path: Path, config: Make, family: str, method: str) -> None:
+    """Three blocks: the last one's input comes from one that is replaced while it is watched."""
+    asked = [f"model.random.family={family}", "model.random.blocks=3", "evaluation.zero_shot=null"]
+    result = pipeline.run(config(*asked, f"method={method}", "ratio=0.34"), tmp_path)
+    assert result.kept == pytest.approx(0.66, abs=0.03)
+
+
 def test_the_same_command_gives_the_same_numbers(tmp_path: Path, config: Make) -> None:
     results = [pipeline.run(config(), tmp_path / name) for name in "ab"]
     assert results[0].plan == results[1].plan

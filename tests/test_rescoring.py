@@ -57,6 +57,39 @@ def test_a_finished_job_whose_model_changed_is_done_again(
     assert scored(after) != scored(before)
 
 
+@pytest.mark.parametrize("changed", ["calibration", "tokenizer"])
+def test_a_finished_job_whose_files_changed_is_done_again(
+    tmp_path: Path, config: Make, changed: str
+) -> None:
+    text = tmp_path / "a.txt"
+    text.write_text("The quick brown fox jumps over the lazy dog again and again. " * 40)
+    pipeline.run(config(*SMALL, "method=dense"), tmp_path / "source")
+    model = tmp_path / "source" / "model"
+    given = [
+        "model=custom",
+        f"model.path={model}",
+        "calibration=text",
+        "calibration.separator=file",
+    ]
+    cfg = config(*SMALL, *given, f"calibration.files=[{text}]")
+    before = pipeline.run(cfg, tmp_path / "job")
+    path = text if changed == "calibration" else model / "tokenizer.json"
+    content = path.read_text()
+    path.write_text(
+        content.replace("quick", "brisk") if changed == "calibration" else content + " "
+    )
+    if changed == "tokenizer":
+        raw = json.loads(content)
+        a, b = list(raw["model"]["vocab"])[10:12]
+        vocab = raw["model"]["vocab"]
+        vocab[a], vocab[b] = vocab[b], vocab[a]
+        path.write_text(json.dumps(raw))
+    after = pipeline.run(cfg, tmp_path / "job")
+    assert after.calibration["sha256"] != before.calibration["sha256"] or scored(after) != scored(
+        before
+    )
+
+
 @pytest.mark.parametrize("setting", [{"repetition_penalty": 5.0}, {"no_repeat_ngram_size": 1}])
 def test_measured_generation_depends_on_weights_alone(
     tmp_path: Path, config: Make, setting: dict[str, float]

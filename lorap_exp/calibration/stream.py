@@ -1,7 +1,7 @@
 """Hidden states of the calibration set between two blocks, and how the model calls each block."""
 
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -92,13 +92,16 @@ def record(source: Source, blocks: Sequence[Block], ids_BT: Tensor) -> list[tupl
     """What each block would be called with; no block runs, all get the first one's input."""
     recorded: list[tuple[Tensor, Call]] = []
 
-    def instead(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        recorded.append((hidden, Call(args, kwargs)))
-        return hidden
+    def recording(block: Block) -> Callable[..., Any]:
+        def instead(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+            recorded.append((hidden, Call(args, kwargs)))
+            return block.returning(hidden)
+
+        return instead
 
     try:
         for block in blocks:
-            block.module.forward = instead
+            block.module.forward = recording(block)
         source.model.get_decoder()(ids_BT, use_cache=False)
     finally:
         for block in blocks:
@@ -113,13 +116,9 @@ def logits_after(source: Source, hidden_BTH: Tensor, ids_BT: Tensor) -> Tensor:
     `ids_BT` only the shape does.
     """
     blocks = source.blocks
-
-    def instead(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return hidden_BTH
-
     try:
         for block in blocks:
-            block.module.forward = instead
+            block.module.forward = lambda *_, own=block, **__: own.returning(hidden_BTH)
         logits: Tensor = source.model(input_ids=ids_BT, use_cache=False).logits
     finally:
         for block in blocks:

@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig
 from lorap_exp.errors import LorapError
 from lorap_exp.models.checkpoint import count_parameters, load_config, part_of
 from lorap_exp.models.families import family_of, meta_model
+from lorap_exp.models.headers import read_header
 from lorap_exp.models.openness import openness, size_advice
 from lorap_exp.models.structure import Family
 
@@ -79,6 +80,7 @@ def _bytes(folder: Path, family: Family) -> Counter[str]:
     """Bytes on disk of each part, from the headers of the files."""
     sizes: Counter[str] = Counter()
     for path in folder.glob("*.safetensors"):
+        read_header(path)  # says what is wrong with a damaged file
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118
                 tensor = file.get_slice(name)

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from lorap_exp.commands import subcommands
 from lorap_exp.commands.catalogue import ORDER, catalogue, conf_folder
 from lorap_exp.commands.failures import sentence
-from lorap_exp.commands.overrides import prepared
+from lorap_exp.commands.overrides import prepared, refuse_nothing
 from lorap_exp.commands.sweep import close_sweep
 from lorap_exp.config import Config, folder_path, plain_name, validate
 from lorap_exp.errors import Busy, LorapError, one_line, shown
@@ -177,11 +177,24 @@ def arguments(given: list[str]) -> list[str]:
     rest = [argument for argument in given if argument not in ("-m", "--multirun", "--dry-run")]
     for argument in rest:
         group, _, option = argument.partition("=")
-        if group in ORDER[:7] and option in ("", "null"):
-            options = sorted(path.stem for path in (conf_folder() / group).glob("*.yaml"))
-            raise LorapError(f"{group} must be one of {', '.join(options)}, got '{option}'")
+        if group in (*ORDER[:7], "hydra/launcher") and option in ("", "null"):
+            options = ", ".join(options_of(group))
+            raise LorapError(f"{group} must be one of {options}, got '{option}'")
+        if group == "training":
+            raise LorapError(
+                f"training belongs to a stage: training@method.stages.layers.training={option}"
+            )
+    rest = [a for a in rest if a not in ("analysis=null", "experiment=null")]  # the defaults
     rest = prepared(rest)
+    if {"-m", "--multirun"} & set(given):
+        refuse_nothing(rest, options_of)
     return ["--multirun", *rest] if {"-m", "--multirun"} & set(given) else rest
+
+
+def options_of(group: str) -> list[str]:
+    """The options of a group of `conf/`, those in folders too."""
+    folder = conf_folder() / group
+    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
 
 
 def listing(arguments: list[str], scratch: str) -> list[str]:
@@ -249,7 +262,7 @@ def _not_composed(error: HydraException) -> str | None:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         if group.startswith("hydra/") and (extra := EXTRAS.get(name.partition("_")[0])):
             return f"{group}={name} needs an extra: pip install 'lorap-exp[{extra}]'"
-        return f"{group} must be one of {', '.join(error.options)}, got '{name}'"
+        return f"{group} must be one of {', '.join(options_of(group))}, got '{name}'"
     if found := re.search(r"Ambiguous value for argument '([^=]+)=([^']*)'", text):
         return f"{found[1]} must have one value without -m (a sweep), got '{found[2]}'"
     if isinstance(error, ConfigCompositionException) and (

@@ -5,10 +5,11 @@ the same key twice is refused, where Hydra would take the last one without a wor
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob
 from hydra.errors import HydraException
 
 from lorap_exp.errors import LorapError
@@ -31,6 +32,29 @@ def prepared(arguments: Sequence[str]) -> list[str]:
             raise LorapError(f"{key} must be given once, got {given[key]!r} and {found['value']!r}")
         given[key] = found["value"]
     return [quoted(argument) for argument in arguments]
+
+
+def refuse_nothing(arguments: Sequence[str], options: Callable[[str], Sequence[str]]) -> None:
+    """Raise where a sweep runs over no value.
+
+    Args:
+        arguments: as Hydra takes them.
+        options: of a group, by its name.
+    """
+    for argument in arguments:
+        if OVERRIDE.fullmatch(argument) is None or not _readable(argument):
+            continue
+        override = OverridesParser.create().parse_override(argument)
+        if not override.is_sweep_override():
+            continue
+        key, value = override.key_or_group, override.value()
+        values = (
+            value.filter(options(key)) if isinstance(value, Glob) else override.sweep_iterator()
+        )
+        if not any(True for _ in values):
+            raise LorapError(
+                f"{key} must have at least one value, got '{override.get_value_string()}'"
+            )
 
 
 def quoted(argument: str) -> str:

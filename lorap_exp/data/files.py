@@ -92,5 +92,12 @@ def texts(rows: Iterable[Any], path: Path, setting: str) -> list[str]:
             raise LorapError(
                 f"{setting}: row {number} of '{path}' must have a text, got {str(row)[:60]!r}"
             )
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise LorapError(
+                f"{setting}: row {number} of '{path}' must be UTF-8 text, got half of a surrogate "
+                f"pair at character {error.start}"
+            ) from error
         found.append(text)
     return found

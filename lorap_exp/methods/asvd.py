@@ -112,7 +112,8 @@ def entered(before: Sequence[Block], hidden_BTH: Tensor) -> Iterator[None]:
     """These first blocks hand on given hidden states whatever their input."""
     with bypassed(before):
         if before:
-            before[-1].module.forward = lambda *_, **__: hidden_BTH
+            last = before[-1]
+            last.module.forward = lambda *_, **__: last.returning(hidden_BTH)
         yield
 
 
@@ -129,7 +130,7 @@ class Asvd(Step):
     """
 
     targets: Annotated[tuple[MatrixName, ...], Field(min_length=1)]
-    exponent: Annotated[float, Field(ge=0)]
+    exponent: Annotated[float, Field(ge=0, le=8)]
     levels: Annotated[tuple[Annotated[float, Field(ge=0, lt=1)], ...], Field(min_length=1)]
     samples: Annotated[int, Field(ge=1)]
     round_to: Annotated[int, Field(ge=1)]
@@ -139,6 +140,9 @@ class Asvd(Step):
     def __post_init__(self) -> None:
         if sorted(set(self.levels)) != [*self.levels] or self.levels[0] != 0:
             raise ValueError(f"levels must ascend from 0, got {self.levels}")
+
+    def sequences(self) -> dict[str, int]:
+        return {"samples": self.samples}
 
     @property
     def sized(self) -> Sequence[str]:

@@ -8,7 +8,7 @@ runs a pass of its own and never sees a ratio. Every verb but `apply` has an emp
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
 from pydantic import ValidationError
 from torch import Tensor
@@ -19,7 +19,7 @@ from lorap_exp.calibration.probes import Asked, Probe
 from lorap_exp.calibration.walk import Visit
 from lorap_exp.config import MethodConfig
 from lorap_exp.data.source import DataSource
-from lorap_exp.errors import LorapError, explain
+from lorap_exp.errors import LorapError, explain, shown
 from lorap_exp.methods.targets import find_method_class
 from lorap_exp.models.families import Block
 from lorap_exp.planning.edits import Edit
@@ -140,6 +140,10 @@ class Step:
         """Settings that are lengths of sequences, in tokens; checked against the positions."""
         return {}
 
+    def sequences(self) -> dict[str, int]:
+        """Settings that count calibration sequences; checked against those that there are."""
+        return {}
+
     def read(self, texts: Texts) -> Any:
         """What the step trains on, read and tokenised before any weight is loaded."""
 
@@ -257,6 +261,12 @@ def build_step(name: str, settings: Mapping[str, Any]) -> Step:
     """
     fields = {key: value for key, value in settings.items() if key != "_target_"}
     kind = find_method_class(settings.get("_target_"), Step, f"method.stages.{name}._target_")
+    types = get_type_hints(kind)
+    for field, value in fields.items():
+        if isinstance(value, bool) and bool not in (types.get(field), *get_args(types.get(field))):
+            raise LorapError(
+                f"method.stages.{name}.{field} must not be true or false, got {shown(value)}"
+            )
     try:
         step = kind(**fields)
     except ValidationError as error:

@@ -57,6 +57,9 @@ class LaCo(Step):
     reach: ClassVar[Literal["block", "model"]] = "model"
     removes_layers: ClassVar[bool] = True
 
+    def sequences(self) -> dict[str, int]:
+        return {"samples": self.samples}
+
     def plan(
         self, shape: Shape, ratio: float, seen: Survey | None, alone: bool = True
     ) -> list[Edit]:

@@ -70,6 +70,8 @@ class LoraRecovery(Step):
     def __post_init__(self) -> None:
         if self.text != "alpaca" and self.samples is None:
             raise ValueError("samples must be set for a text, got null")
+        if self.text != "alpaca" and self.file is not None:
+            raise ValueError(f"file must be null unless text is alpaca, got {self.file!r}")
 
     def schedule(self, examples: int, dtype: torch.dtype) -> Schedule:
         """Optimisation settings for a training set of this size and a model of this dtype."""

@@ -49,7 +49,7 @@ class LowRank(Step):
 
     targets: tuple[MatrixName, ...]
     metric: Metric
-    exponent: Annotated[float, Field(ge=0)]
+    exponent: Annotated[float, Field(ge=0, le=8)]
     allocation: Literal["published", "uniform", "spectrum"]
     value_output_share: Annotated[float, Field(gt=0)]
     round_to: Annotated[int, Field(ge=1)]

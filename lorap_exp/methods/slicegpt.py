@@ -7,6 +7,7 @@ stream, all from one pass. Published: Llama-2-7B at 50 %, WikiText-2 24.82 (in M
 """
 
 import copy
+import math
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, ClassVar
 
@@ -33,7 +34,8 @@ class SliceResidual(Step):
     """Rotate and slice the hidden states of the whole model.
 
     Attributes:
-        round_to: the new hidden size is a multiple of it (8 in the public code).
+        round_to: the new hidden size is a multiple of it (8 in the public code), and of the number
+            of heads, as configurations ask.
     """
 
     round_to: Annotated[int, Field(ge=1)]
@@ -50,12 +52,13 @@ class SliceResidual(Step):
     ) -> list[Edit]:
         """The largest hidden size whose model, shortcuts included, fits the ratio."""
         budget = (1 - ratio) * shape.parameters
-        full = shape.blocks[0].hidden
-        sizes = range(full // self.round_to * self.round_to, 0, -self.round_to)
-        for size in sizes:
+        first = shape.blocks[0]
+        heads = first.matrices["q"].out_features // first.size("value")
+        step = math.lcm(self.round_to, heads)
+        for size in range(first.hidden // step * step, 0, -step):
             if Plan(0.0, (Slice(size),)).shape(shape).parameters <= budget:
                 return [Slice(size)]
-        raise ValueError(f"no hidden size that is a multiple of {self.round_to} is small enough")
+        raise ValueError(f"no hidden size that is a multiple of {step} is small enough")
 
     def visits(self, present: Sequence[str]) -> list[Visit]:
         return [Visit(tuple(n for n in self.sized if n in present), tuple(self.probes(())))]

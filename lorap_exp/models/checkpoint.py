@@ -6,7 +6,6 @@ configuration), `compressed_modules`, `replaced_layers`, `original_layers`, `sho
 modelling file and the tokenizer. No pickle.
 """
 
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -31,6 +30,7 @@ from lorap_exp.models.families import (
     decoder_family,
     family_of,
 )
+from lorap_exp.models.headers import read_json
 from lorap_exp.models.inspection import check_complete
 from lorap_exp.models.modeling_compressed import (
     CompressedModel,
@@ -244,10 +244,19 @@ def rotary(config: PreTrainedConfig) -> dict[str, Any]:
 def _class_in(folder: Path) -> Any:
     if not (folder / "config.json").is_file():
         raise LorapError(f"a saved model's folder holds config.json, got '{folder}'")
-    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if not settings["model_type"].startswith("compressed_"):
+    settings = read_json(folder / "config.json")
+    kind = settings.get("model_type")
+    if not isinstance(kind, str):
+        raise LorapError(
+            f"a saved model's folder holds a config.json with a model_type, got '{folder}' without "
+            f"one: a job's own folder keeps it in 'model', unless keep_model=false removed it"
+        )
+    if not kind.startswith("compressed_"):
         return AutoModelForCausalLM
-    return getattr(modeling_compressed, settings["architectures"][0])
+    names = settings.get("architectures")
+    if not isinstance(names, list) or not names:
+        raise LorapError(f"'{folder / 'config.json'}' must say its architectures, got {names}")
+    return getattr(modeling_compressed, str(names[0]))
 
 
 def load_config(folder: Path) -> PreTrainedConfig:
@@ -299,6 +308,8 @@ def check_reload(model: PreTrainedModel, folder: Path, ids: torch.Tensor) -> Non
     model.to(torch.device("cpu"))  # type: ignore[arg-type]
     got = load(folder, device, dtype)(ids.to(device)).logits.float().cpu()
     model.to(device)  # type: ignore[arg-type]
+    if torch.equal(expected, got):
+        return
     difference = (expected - got).norm() / expected.norm()
     if not difference <= 1e-5:
         raise LorapError(

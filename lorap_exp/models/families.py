@@ -5,6 +5,7 @@ Methods speak of these; where they are in an architecture is recognised by `stru
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +65,10 @@ class Block:
     def replace(self, name: str, linear: nn.Linear | Projection) -> None:
         """Put a projection in place of the one that is there."""
         place(self.module, self.family.matrices[name], linear)
+
+    def returning(self, hidden: Tensor) -> Any:
+        """What the layer returns when these are the hidden states behind it."""
+        return (hidden, None) if self.family.returns_tuple else hidden
 
     @property
     def norms(self) -> tuple[nn.Module, nn.Module]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from lorap_exp.errors import LorapError, first_line
+from lorap_exp.errors import LorapError, first_line, shown
 
 BITS = {"F64": 64, "F32": 32, "BF16": 16, "F16": 16, "I64": 64, "I32": 32, "I16": 16}
 FLOATS = ("F64", "F32", "BF16", "F16")
@@ -60,7 +60,13 @@ def _shards(folder: Path, index: str) -> list[Path]:
     listed = read_json(folder / index).get("weight_map")
     if not isinstance(listed, dict) or not listed:
         raise LorapError(f"model.path: '{folder / index}' must have a weight_map of tensors")
-    names = sorted({str(name) for name in listed.values()})
+    if odd := [name for name in listed.values() if not isinstance(name, str)]:
+        raise LorapError(
+            f"model.path: '{folder / index}' must name files by text, got {shown(odd[0])}"
+        )
+    names = sorted(set(listed.values()))
+    if index in names:
+        raise LorapError(f"model.path: '{folder / index}' must name weight files, got itself")
     for name in names:
         if Path(name).name != name:
             raise LorapError(

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightTransform
 
-from lorap_exp.errors import LorapError
+from lorap_exp.errors import LorapError, shown
 from lorap_exp.models.headers import FLOATS, Stored, read_json, refuse_pointer, stored_tensors
 
 WRAPPERS = (r"(^|\.)_orig_mod\.", r"^module\.", r"^(model\.)?language_model\.")
@@ -31,6 +31,23 @@ HARMLESS = re.compile(r"(^|\.)(rotary_emb\.inv_freq|position_ids|masked_bias|att
 SHOWN = 3
 MOST_LAYERS = 1000
 """No model has more; a configuration that says so is wrong, and takes transformers for ever."""
+COUNTS = (
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "hidden_size",
+    "vocab_size",
+    "max_position_embeddings",
+    "sliding_window",
+)
+POSITIVE = (
+    "rms_norm_eps",
+    "layer_norm_eps",
+    "rope_theta",
+    "query_pre_attn_scalar",
+    "final_logit_softcapping",
+    "attn_logit_softcapping",
+)
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json", "spiece.model")
 
 
@@ -64,16 +81,39 @@ def check_folder(folder: Path) -> dict[str, Any]:
             f"model.path must be a hub id or a folder with config.json, got '{folder}'"
         )
     config = read_json(folder / "config.json")
-    for section in (config, config.get("text_config") or {}):
-        quantised = section.get("quantization_config") or section.get("compression_config")
-        if quantised:
+    text = config.get("text_config")
+    if text is not None and not isinstance(text, dict):
+        raise LorapError(f"model.path: text_config must be an object, got {shown(text)}")
+    for section in (config, text or {}):
+        found = [section.get(f"{name}_config") for name in ("quantization", "compression")]
+        quantised = next((entry for entry in found if entry is not None), None)
+        if quantised is not None:
             method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
             raise LorapError(
                 f"model.path must hold weights in floating point, got '{folder / 'config.json'}' "
                 f"with weights quantised by {method!r}: use the checkpoint it was made from"
             )
-        check_layers(section.get("num_hidden_layers"), f"'{folder / 'config.json'}'")
+        check_numbers(section, f"'{folder / 'config.json'}'")
+    if (folder / "generation_config.json").exists():
+        read_json(folder / "generation_config.json")
     return config
+
+
+def check_numbers(section: Mapping[str, Any], what: str) -> None:
+    """Raise where a configuration has a size that no model has."""
+    for name in COUNTS:
+        count = section.get(name)
+        if count is not None and (not isinstance(count, int) or isinstance(count, bool)):
+            raise LorapError(
+                f"model.path: {name} must be a whole number, got {shown(count)} in {what}"
+            )
+        if count is not None and count < 1:
+            raise LorapError(f"model.path: {name} must be at least 1, got {count} in {what}")
+    for name in POSITIVE:
+        value = section.get(name)
+        if isinstance(value, (int, float)) and not value > 0:
+            raise LorapError(f"model.path: {name} must be above 0, got {value} in {what}")
+    check_layers(section.get("num_hidden_layers"), what)
 
 
 def check_layers(count: Any, what: str) -> None:
@@ -92,12 +132,20 @@ def check_tokenizer_files(folder: Path) -> None:
             f"model.path must hold its tokenizer ({', '.join(TOKENIZERS[:3])}), got '{folder}' "
             f"without one"
         )
+    for path in (folder / name for name in (*TOKENIZERS, "tokenizer_config.json")):
+        if path.exists() and not path.is_file():
+            raise LorapError(f"model.path: '{path}' must be a file, got a folder")
     for path in found:
         refuse_pointer(path)
         if path.suffix == ".json":
             read_json(path)
     if (folder / "tokenizer_config.json").is_file():
-        read_json(folder / "tokenizer_config.json")
+        most = read_json(folder / "tokenizer_config.json").get("model_max_length")
+        if most is not None and (not isinstance(most, (int, float)) or isinstance(most, bool)):
+            raise LorapError(
+                f"model.path: model_max_length of '{folder / 'tokenizer_config.json'}' must be a "
+                f"number, got {shown(most)}"
+            )
 
 
 def match_folder(folder: Path, empty: PreTrainedModel, *, wrapped: bool = False) -> Match:
@@ -211,7 +259,7 @@ def _refuse_sizes(
         if tensor.dtype not in FLOATS and names[name] not in indices:
             raise LorapError(
                 f"model.path must hold weights in floating point ({', '.join(FLOATS)}), got "
-                f"{where} of type {tensor.dtype}: it is quantised"
+                f"{where} of type {tensor.dtype}: it is quantised, or no weight"
             )
         if tensor.shape != tuple(wanted[names[name]]):
             raise LorapError(

@@ -42,6 +42,8 @@ from lorap_exp.workspace.progress import say
 T = TypeVar("T")
 DESCRIPTIONS = ("*.json", "*.model", "*.txt")
 """Files of a hub model that are read before its weights."""
+TRIED = 16
+"""Tokens on which a model is tried out."""
 ELSEWHERE = ("*/*", "consolidated*")
 """What is not the model that transformers loads."""
 
@@ -154,6 +156,11 @@ def text_config(whole: PreTrainedConfig, folder: Path) -> PreTrainedConfig:
     text = whole.get_text_config()
     if text is whole:
         return whole
+    if not isinstance(text, PreTrainedConfig):
+        raise LorapError(
+            f"model.path: config.json of a '{whole.model_type}' must have no text_config, got "
+            f"{str(text)[:60]!r} in '{folder}'"
+        )
     text.tie_word_embeddings = whole.tie_word_embeddings and not _stores_head(folder)
     say(f"  the text model '{text.model_type}' of '{whole.model_type}' is taken")
     return text
@@ -203,8 +210,17 @@ def _architecture(config: PreTrainedConfig, what: str) -> PreTrainedModel:
             return AutoModelForCausalLM.from_config(config)
     except Exception as error:  # whatever transformers makes of a wrong configuration
         raise LorapError(
-            f"model.path: the configuration of {what} describes no model: {one_line(error)}"
+            f"model.path: the configuration of {what} describes no model: "
+            f"{_named(error, config)}{one_line(error)}"
         ) from error
+
+
+def _named(error: Exception, config: PreTrainedConfig) -> str:
+    """The setting whose value is what a KeyError names, in words."""
+    if not isinstance(error, KeyError) or not error.args:
+        return ""
+    found = [key for key, value in config.to_dict().items() if value == error.args[0]]
+    return f"{found[0]} is unknown: " if found else ""
 
 
 def describe_source(model: ModelConfig) -> str:
@@ -257,6 +273,7 @@ def load_model(
         else:
             dense = _read_weights(model, config, dtype)
         check_finite(dense, what)
+        try_out(dense, what)
         generation = dense.generation_config
         if generation is not None and {generation.temperature, generation.top_p} - {None, 1.0}:
             generation.do_sample = True  # settings of sampling without it cannot be saved (Vicuna)
@@ -273,6 +290,27 @@ def load_model(
             f"{str(dtype).removeprefix('torch.')} on '{device}' ({one_line(error)}); free some "
             f"or use a 16 bit dtype, then the same command goes on"
         ) from error
+
+
+@torch.no_grad()
+def try_out(model: PreTrainedModel, what: str) -> None:
+    """Raise unless the model gives numbers for a few tokens: its configuration may be wrong."""
+    ids = torch.arange(TRIED)[None] % model.config.vocab_size
+    try:
+        logits = model(input_ids=ids, use_cache=False).logits
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+        if out_of_memory(error):
+            raise
+        raise LorapError(
+            f"model.path: {what} does not compute, its config.json must be wrong: "
+            f"{type(error).__name__}: {one_line(error)}"
+        ) from error
+    if not bool(torch.isfinite(logits).all()):
+        kind = str(model.dtype).removeprefix("torch.")
+        raise LorapError(
+            f"model.path: the logits of {what} must be finite numbers, but in {kind} they are not: "
+            f"its config.json or its weights are wrong"
+        )
 
 
 def _read_weights(

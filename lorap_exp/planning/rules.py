@@ -213,7 +213,12 @@ class Proportions:
     rounding: Rounding
 
     def choose(self, options: Sequence[Option], ratio: float) -> list[int | None]:
-        named = dict(self.factors)
+        named, known = dict(self.factors), {option.name for option in options}
+        if unknown := sorted(set(named) - known):
+            raise ValueError(
+                f"method.allocation.factors must name some of {', '.join(sorted(known))}, got "
+                f"{', '.join(unknown)}"
+            )
         fixed = {i: ratio * named[o.name] for i, o in enumerate(options) if o.name in named}
         taken = sum(options[i].dense * share for i, share in fixed.items())
         rest = sum(o.dense for i, o in enumerate(options) if i not in fixed)

@@ -47,6 +47,8 @@ from lorap_exp.workspace.team import Team
 from lorap_exp.workspace.versions import origins
 
 Edits = dict[str, list[Edit]]
+APART = 0.02
+"""Share of the decoder by which what went may differ from the ratio without a word."""
 
 
 @dataclass(frozen=True)
@@ -263,6 +265,17 @@ class Work:
         self._job.discard("training")
         if final:
             self._job.discard(*(f"group_{before}" for before in range(number)))
+            self._say_size()
+
+    def _say_size(self) -> None:
+        """A ratio counts over what the stages may change, which may be less than the decoder."""
+        dense, left = (self.done.parameters[name]["decoder"] for name in ("dense", "compressed"))
+        gone, asked = 1 - left / dense, self._inputs.budget.ratio
+        if self._inputs.budget.whole is None and abs(gone - asked) > APART:
+            say(
+                f"  {gone:.3f} of the decoder's weights went, at ratio {asked}, which counts over "
+                f"what the stages may change"
+            )
 
     def _note(self, number: int, parameters: dict[str, int]) -> None:
         """Write down what was done up to a group."""

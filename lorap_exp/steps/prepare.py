@@ -12,6 +12,7 @@ from lorap_exp.calibration.sampling import digest, read_documents, sample_window
 from lorap_exp.calibration.walk import Walk
 from lorap_exp.config import AllocationConfig, Config
 from lorap_exp.data.source import DataSource, open_source
+from lorap_exp.errors import LorapError
 from lorap_exp.evaluation.profiles import PROFILES
 from lorap_exp.evaluation.suite import Suite, prepare_suite
 from lorap_exp.methods.contract import Stack, Texts, build_stack
@@ -28,6 +29,7 @@ from lorap_exp.planning.rounding import Rounding
 from lorap_exp.planning.rules import LayerShares, Proportions, Rule, Uniform
 from lorap_exp.planning.shapes import Shape
 from lorap_exp.planning.stack import Budget
+from lorap_exp.workspace.digests import digest_file
 from lorap_exp.workspace.job import Job
 from lorap_exp.workspace.store import Store
 
@@ -92,10 +94,12 @@ def prepare(cfg: Config, job: Job, device: torch.device) -> Inputs:
     check_ids({"calibration": calibration, **trained, **scored}, model_config)
     model_digest = digest_model(cfg.model, model_config, cfg.seed)
     texts_read = {"calibration": calibration, **trained}
+    files = local_files(cfg)
     job.bind(
         {"model": model_digest, "tokenizer": digest_tokenizer(tokenizer)}
         | {name: None if ids is None else digest(ids) for name, ids in texts_read.items()}
     )
+    job.write("files.json", files)
     return Inputs(
         device=device,
         model_config=model_config,
@@ -119,16 +123,24 @@ def prepare(cfg: Config, job: Job, device: torch.device) -> Inputs:
     )
 
 
+def local_files(cfg: Config) -> dict[str, str]:
+    """The digest of every local file that the job reads: model, texts, tasks, instructions."""
+    found: list[Path] = []
+    if cfg.model.random is None and (folder := Path(cfg.model.path or "").expanduser()).is_dir():
+        found += [path for path in folder.iterdir() if path.is_file()]
+    if cfg.data.source == "local" and cfg.data.folder is not None:
+        found += [path for path in Path(cfg.data.folder).expanduser().rglob("*") if path.is_file()]
+    stages = [settings for settings in cfg.method.stages.values() if settings is not None]
+    named = [*cfg.calibration.files, *(str(s["file"]) for s in stages if s.get("file"))]
+    found += [path for name in named if (path := Path(name).expanduser()).is_file()]
+    return {str(path): digest_file(path) for path in sorted(found)}
+
+
 def outdated(cfg: Config, job: Job) -> bool:
-    """Whether a local model is no longer the one that the job began with."""
-    if cfg.model.random is not None:
-        return False
-    path = Path(cfg.model.path or "").expanduser()
-    known = job.read("inputs.json")
-    if not path.is_dir() or not isinstance(known, dict):
-        return False
-    found = digest_model(cfg.model, load_config(cfg.model), cfg.seed)
-    return bool(known.get("model") != found)
+    """Whether a local file is no longer the one that the finished job read; one that is gone
+    changes nothing."""
+    known, now = job.read("files.json"), local_files(cfg)
+    return isinstance(known, dict) and any(now.get(p, of) != of for p, of in known.items())
 
 
 def trained_ids(read: Any) -> Tensor | None:
@@ -146,6 +158,14 @@ def check_lengths(cfg: Config, stack: Stack, model_config: PreTrainedConfig) -> 
         asked[f"evaluation.perplexity.profile {profile.name}: its chunks"] = profile.length
     for name, step in stack.steps:
         asked |= {f"method.stages.{name}.{setting}": n for setting, n in step.lengths().items()}
+        for setting, count in step.sequences().items():
+            if count > cfg.calibration.samples:
+                raise LorapError(
+                    f"method.stages.{name}.{setting} must be at most calibration.samples "
+                    f"({cfg.calibration.samples}), got {count}"
+                )
+    if (speed := cfg.evaluation.efficiency) is not None:
+        asked["evaluation.efficiency.prompt + tokens"] = speed.prompt + speed.tokens
     for setting, length in asked.items():
         check_length(setting, length, model_config)
 

@@ -21,7 +21,7 @@ def halve(block: Block) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family", ["llama", "gemma3_text", "opt"])
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "opt", "falcon", "bloom"])
 @pytest.mark.parametrize("batch_size", [2, 4, 6])
 def test_each_block_alone(
     tiny: Callable[..., PreTrainedModel], family: str, batch_size: int

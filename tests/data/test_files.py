@@ -3,7 +3,6 @@
 import gzip
 import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -107,11 +106,21 @@ def folder_of(path: Path, task: str, table: pd.DataFrame) -> Local:
     return Local(path)
 
 
-WRONG: dict[str, tuple[Callable[[dict[str, Any], str], dict[str, Any]], str]] = {
-    "no answer": (lambda row, key: row | {key: -1}, "row 2 of .* must be one of .*, got"),
-    "empty": (lambda row, key: row | {key: ""}, "row 2 of .* must be one of .*, got ''"),
-    "beyond": (lambda row, key: row | {key: "9"}, "row 2 of .* must be one of"),
-}
+WRONG_NUMBERS: list[Any] = [-1, 9, 1.0, "1", "", None]
+WRONG_WORDS: list[Any] = ["-1", "9", "", None, 1, 2.0]
+"""Answers that are none: beyond, empty, of a type that lm-eval compares with nothing."""
+ODD: list[tuple[str, dict[str, Any], str]] = [
+    ("hellaswag", {"endings": "abcd"}, "must have choices with a text"),
+    ("hellaswag", {"endings": ["w", None, "y", "z"]}, "must have choices with a text"),
+    ("hellaswag", {"endings": ["w", " ", "y", "z"]}, "must have choices with a text"),
+    ("winogrande", {"sentence": "a b"}, "the sentence of row 1 .* must have one '_'"),
+    ("winogrande", {"sentence": "a _ b _ c"}, "the sentence of row 1 .* must have one '_'"),
+    ("winogrande", {"option1": ""}, "the option1 of row 1 .* must be text, got ''"),
+    ("piqa", {"sol2": ""}, "the sol2 of row 1 .* must be text, got ''"),
+    ("arc_easy", {"choices": {"text": ["x", None], "label": ["A", "B"]}}, "must have choices"),
+    ("arc_easy", {"choices": {"text": ["x", "y"], "label": ["B", "B"]}}, "a label of its own"),
+    ("arc_easy", {"choices": {"text": ["x"], "label": ["B"]}}, "two choices or more"),
+]
 
 
 def blank(table: pd.DataFrame, column: str) -> pd.DataFrame:
@@ -124,19 +133,18 @@ def blank(table: pd.DataFrame, column: str) -> pd.DataFrame:
 def test_questions_with_answers(tmp_path: Path, task: str) -> None:
     row, asked = SOUND[task], QUESTIONS[task]
     assert folder_of(tmp_path, task, pd.DataFrame([row])).task(task)["dataset_path"] == "parquet"
-    for change, message in WRONG.values():
-        second = change(row, asked.answer)
-        answers = [str(r[asked.answer]) for r in (row, second)]
-        table = pd.DataFrame([row, second]).assign(**{asked.answer: answers})
-        with pytest.raises(LorapError, match=f"zero_shot.tasks {task}: .*{message}"):
-            folder_of(tmp_path, task, table).task(task)
+    for answer in WRONG_NUMBERS if asked.number else WRONG_WORDS:
+        wrong = pd.DataFrame([row | {asked.answer: answer}])
+        message = f"zero_shot.tasks {task}: the {asked.answer} of row 1 of .* must be the "
+        with pytest.raises(LorapError, match=message):
+            folder_of(tmp_path, task, wrong).task(task)
     table = pd.DataFrame([row])
     for broken, message in (
         (table.iloc[:0], "must have questions, got no rows"),
         (table.drop(columns=asked.answer), f"got none of the name {asked.answer}"),
         (table.drop(columns=asked.texts[0]), f"got none of the name {asked.texts[0]}"),
         (blank(table, asked.texts[0]), f"the {asked.texts[0]} of row 1"),
-        (blank(table, asked.answer), "must be one of"),
+        (blank(table, asked.answer), "must be the"),
     ):
         with pytest.raises(LorapError, match=message):
             folder_of(tmp_path, task, broken).task(task)
@@ -148,6 +156,13 @@ def test_questions_with_answers(tmp_path: Path, task: str) -> None:
     )
     with pytest.raises(LorapError, match="must be parquet"):
         Local(tmp_path).task(task)
+
+
+@pytest.mark.parametrize(("task", "changes", "message"), ODD)
+def test_odd_questions(tmp_path: Path, task: str, changes: dict[str, Any], message: str) -> None:
+    table = pd.DataFrame([SOUND[task] | changes])
+    with pytest.raises(LorapError, match=message):
+        folder_of(tmp_path, task, table).task(task)
 
 
 def test_the_shared_questions_have_answers(shared: Path) -> None:

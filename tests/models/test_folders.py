@@ -286,7 +286,7 @@ FOLDERS: dict[str, tuple[Act, str | None]] = {
     "config of nothing": (written("config.json", "{}"), "supported family|cannot be read"),
     "no config": (removed("config.json"), "a folder with config.json"),
     "unknown family": (configured(model_type="rwkv9"), "cannot be read .*rwkv9"),
-    "compressed": (configured(model_type="compressed_llama"), "must hold a dense model"),
+    "compressed": (configured(model_type="compressed_llama"), "must say its architectures|cannot"),
     "stale auto_map": (configured(auto_map={"AutoModelForCausalLM": "gone.py--x.Y"}), None),
     "heads that do not divide": (
         configured(num_attention_heads=3),
@@ -298,6 +298,43 @@ FOLDERS: dict[str, tuple[Act, str | None]] = {
     ),
     "a word for a number": (configured(hidden_size="wide"), "model.path: "),
     "absurdly many layers": (configured(num_hidden_layers=10**9), "must be at most 1000"),
+    "no layers": (configured(num_hidden_layers=0), "num_hidden_layers must be at least 1, got 0"),
+    "no heads": (configured(num_attention_heads=0), "num_attention_heads must be at least 1"),
+    "no groups": (configured(num_key_value_heads=0), "num_key_value_heads must be at least 1"),
+    "no positions": (configured(max_position_embeddings=-1), "max_position_embeddings must be at"),
+    "half a head": (configured(num_attention_heads=1.5), "num_attention_heads must be a whole"),
+    "negative epsilon": (configured(rms_norm_eps=-1.0), "rms_norm_eps must be above 0, got -1"),
+    "rope of nothing": (configured(rope_theta=0), "rope_theta must be above 0, got 0"),
+    "unknown activation": (configured(hidden_act="foo"), "hidden_act is unknown"),
+    "a text model inside": (configured(text_config={"model_type": "llama"}), "text_config"),
+    "a text model of nothing": (configured(text_config=3), "text_config must be an object, got 3"),
+    "quantised by nothing": (configured(quantization_config={}), "weights quantised by None"),
+    "generation settings of a list": (written("generation_config.json", "[]"), "a JSON object"),
+    "index of numbers": (
+        each(
+            removed("model.safetensors"),
+            written("model.safetensors.index.json", '{"weight_map": {"a": 3}}'),
+        ),
+        "must name files by text, got 3",
+    ),
+    "index of itself": (
+        each(
+            removed("model.safetensors"),
+            written(
+                "model.safetensors.index.json",
+                '{"weight_map": {"a": "model.safetensors.index.json"}}',
+            ),
+        ),
+        "must name weight files, got itself",
+    ),
+    "a length of words": (
+        written("tokenizer_config.json", '{"model_max_length": "x"}'),
+        "model_max_length of .* must be a number, got 'x'",
+    ),
+    "logits that are no numbers": (
+        configured(rope_parameters={"rope_type": "linear", "factor": 0.0, "rope_theta": 1e4}),
+        "the logits of .* must be finite numbers|describes no model|does not compute",
+    ),
     "negative size": (configured(intermediate_size=-5), "model.path: "),
     "no tokenizer": (
         removed("tokenizer.json", "tokenizer_config.json"),

@@ -72,6 +72,10 @@ class LorapPlus(Step):
     def sized(self) -> Sequence[str]:
         return ("q", "k", "v", "o", "gate", "up", "down")
 
+    def sequences(self) -> dict[str, int]:
+        few = {"gradient_samples": self.gradient_samples, "trial_samples": self.trial_samples}
+        return {name: count for name, count in few.items() if count is not None}
+
     @property
     def curves(self) -> DamageCurves:
         """What is measured before sizes are chosen."""

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lorap_exp.errors import LorapError
@@ -116,7 +116,11 @@ def hidden_states(model: PreTrainedModel, blocks: Sequence[Block], ids: Tensor) 
         block.module.register_forward_pre_hook(lambda _, args: states.append(args[0]))
         for block in blocks
     ]
-    hooks.append(blocks[-1].module.register_forward_hook(lambda *call: states.append(call[2])))
+
+    def last(_: nn.Module, args: Any, output: Any) -> None:
+        states.append(output[0] if isinstance(output, tuple) else output)
+
+    hooks.append(blocks[-1].module.register_forward_hook(last))
     try:
         model.get_decoder()(ids, use_cache=False)
     finally:
@@ -131,7 +135,7 @@ def bypassed(blocks: Iterable[Block]) -> Iterator[None]:
     chosen = list(blocks)
     try:
         for block in chosen:
-            block.module.forward = lambda hidden, *_, **__: hidden
+            block.module.forward = lambda hidden, *_, own=block, **__: own.returning(hidden)
         yield
     finally:
         for block in chosen:
