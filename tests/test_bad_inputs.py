@@ -79,7 +79,7 @@ ROWS = {
     "+method.allocation={rule:proportions,factors:{foo:7}}": "factors must name some of",
     "+method.allocation={rule:uniform,factors:{q:2}}": "factors must be empty unless",
     "method=asvd method.stages.all.samples=1000": "samples must be at most calibration.samples (4)",
-    "method=laco method.stages.layers.samples=1000": "samples must be at most calibration.samples",
+    "method=laco ratio=0.5 method.stages.layers.samples=1000": "samples must be at most calib",
     "calibration.files=[/etc/passwd]": "calibration.files must be [] unless text is files",
     "data.folder=/nowhere": "data.folder must be null when source is embedded",
     "model.revision=main": "model.revision must be null for a random model",

@@ -100,7 +100,8 @@ class BlockProbe(Protocol):
 
 
 class TrialProbe(Protocol):
-    """What the model loses when each block alone is rewritten: KL of its logits, nats per token.
+    """What the model loses when each block alone is rewritten: KL of its logits, nats per token,
+    of each of several rewritings.
 
     A frozen dataclass whose fields are its key; `name` is the kind of its entry in the store.
     """
@@ -116,8 +117,13 @@ class TrialProbe(Protocol):
         """What must be derived of each block before."""
         ...
 
-    def rewrite(self, block: Any, seen: Any, derived: Mapping[str, Tensor]) -> None:
-        """Rewrite a block, given its evidence and what was derived of it."""
+    @property
+    def count(self) -> int:
+        """Of rewritings."""
+        ...
+
+    def rewrite(self, number: int, block: Any, seen: Any, derived: Mapping[str, Tensor]) -> None:
+        """Rewrite a block in one way, given its evidence and what was derived of it."""
         ...
 
 

@@ -6,6 +6,7 @@ a pass over the model measures only what is missing there.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -98,23 +99,23 @@ def _tried(
     *,
     sharing: Sharing | None,
     bars: Progress,
-) -> dict[int, float]:
-    """Damage of each block that is rewritten alone, by its number."""
+) -> dict[int, list[float]]:
+    """Damages of each block that is rewritten alone, by its number."""
 
-    def rewrite(block: Block) -> None:
-        probe.rewrite(block, seen[block.index], derived[block.index])
+    def rewrite(number: int, block: Block) -> None:
+        probe.rewrite(number, block, seen[block.index], derived[block.index])
 
-    def compute() -> dict[str, float]:
-        few = ids[: probe.sequences]
-        found = trial_walk(source, few, rewrite, how, bars(probe.name, "block"))
-        return {str(index): value for index, value in found.items()}
+    def compute() -> dict[str, list[float]]:
+        few, ways = ids[: probe.sequences], [partial(rewrite, n) for n in range(probe.count)]
+        found = trial_walk(source, few, ways, how, bars(probe.name, "block"))
+        return {str(index): values for index, values in found.items()}
 
     if sharing is None:
         raw = compute()
     else:
         key = {**sharing.weights, **sharing.inputs, **asdict(probe)}  # type: ignore[call-overload]
         raw = sharing.store.json(probe.name, key, compute)
-    return {int(index): value for index, value in raw.items()}
+    return {int(index): values for index, values in raw.items()}
 
 
 def _derived(

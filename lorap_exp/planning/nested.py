@@ -5,6 +5,7 @@ then has ranks with costs and further damage. Under a price of a parameter the b
 matrix is found for each width, then the best width; the price is bisected until the budget is met.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -70,6 +71,11 @@ class Module:
             if ranks.costs[width, pick] < ranks.costs[width, -1]:
                 found.append(Factor(self.block, ranks.matrix, ranks.ranks[pick], form))
         return found
+
+
+def least(modules: Sequence[Module]) -> int:
+    """Parameters of the smallest sizes."""
+    return math.ceil(sum(module.pick(1 / LOWEST, LOWEST)[2] for module in modules))
 
 
 def damage_of(modules: Sequence[Module], edits: Sequence[Edit]) -> float:

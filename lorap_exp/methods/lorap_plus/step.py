@@ -32,9 +32,8 @@ from lorap_exp.methods.lorap_plus.curves import (
     stride,
 )
 from lorap_exp.methods.lorap_plus.rewriting import Rewriting, Strengths
-from lorap_exp.methods.lorap_plus.trials import Trials, block_plan, trusted
+from lorap_exp.methods.lorap_plus.trials import Trials, responses, spend
 from lorap_exp.planning.edits import Edit, Factor, Plan, Resize
-from lorap_exp.planning.nested import Module, allocate, damage_of
 from lorap_exp.planning.options import Option, rank_option, width_option
 from lorap_exp.planning.shapes import BlockShape, Shape
 
@@ -54,7 +53,7 @@ class LorapPlus(Step):
         gradient_samples: sequences of the calibration on which gradients are measured, null for
             all; they cost several forward passes.
         trial_samples: sequences on which each block's damage is measured.
-        trust: power of measured over predicted damage that weights a block's curves.
+        trust: power to which measured damage weights a block: 1 as it is, 0 not at all.
         round_to: ranks and widths are multiples of it; 64 for a model that is kept.
         anchor: pull of the fit of o and down towards their weights, 0 fits original outputs alone.
     """
@@ -86,7 +85,8 @@ class LorapPlus(Step):
 
     def _trials(self, shape: Shape, edits: Sequence[Edit]) -> Trials:
         share = Plan(0.0, tuple(edits)).shape(shape).parameters / shape.parameters
-        return Trials(self.curves, self._strengths, round(share, 3), self.trial_samples)
+        shares = tuple(round(s, 3) for s in ((1 + share) / 2, share, share / 2))
+        return Trials(self.curves, self._strengths, shares, self.trial_samples)
 
     @property
     def _strengths(self) -> Strengths:
@@ -113,16 +113,12 @@ class LorapPlus(Step):
         even = [edit for block in shape.blocks for edit in _even(block, 1 - ratio)]
         if seen is None:
             return even
-        found, measured = seen.of(self.curves), seen.of(self._trials(shape, even))
+        trials, curves = self._trials(shape, even), seen.of(self.curves)
+        tried = {b.index: modules_of(b, curves[b.index]) for b in shape.blocks}
+        found = responses(seen.of(trials), tried, shape.blocks, trials.shares)
+        modules = {b.index: modules_of(b, curves[b.index], self.round_to) for b in shape.blocks}
         budget = Plan(ratio, tuple(even)).shape(shape).parameters
-        share = self._trials(shape, even).share
-        predicted: dict[int, float] = {}
-        modules: list[Module] = []
-        for block in shape.blocks:
-            tried = modules_of(block, found[block.index])
-            predicted[block.index] = damage_of(tried, block_plan(tried, block, share))
-            modules += modules_of(block, found[block.index], self.round_to)
-        return allocate(modules, budget, trusted(measured, predicted, self.trust), FORM)
+        return spend(modules, budget, found, self.trust)
 
     def visits(self, present: Sequence[str]) -> list[Visit]:
         mlp = tuple(name for name in ("gate", "up", "down") if name in present)

@@ -1,5 +1,6 @@
-"""The damage of each block alone at the asked size, and how it corrects what the curves predict."""
+"""The damage of each block alone at several sizes, and how it corrects what the curves predict."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -13,31 +14,41 @@ from lorap_exp.methods.lorap_plus.curves import FORM, DamageCurves, modules_of
 from lorap_exp.methods.lorap_plus.rewriting import Rewriting, Strengths
 from lorap_exp.models.families import Block
 from lorap_exp.planning.edits import Edit
-from lorap_exp.planning.nested import Module, allocate
+from lorap_exp.planning.nested import Module, allocate, damage_of, least
 from lorap_exp.planning.shapes import BlockShape
 
 NEGLIGIBLE = 1e-4
 """A block's damage beside the largest of all blocks that is too small to be told from rounding."""
+LEAST_POWER, MOST_POWER = 0.5, 3.0
+"""By which a block's measured damage may grow with the predicted one."""
+ROUNDS = 12
+"""Of weighting blocks by their damage at the sizes that the weights before gave."""
 
 
 @dataclass(frozen=True)
 class Trials:
-    """What the model loses when each block alone keeps `share` of its parameters."""
+    """What the model loses when each block alone keeps each of `shares` of its parameters."""
 
     curves: DamageCurves
     strengths: Strengths
-    share: float
+    shares: tuple[float, ...]
     sequences: int
     name: ClassVar[str] = "trials"
+
+    @property
+    def count(self) -> int:
+        return len(self.shares)
 
     def after(self) -> DamageCurves:
         return self.curves
 
     @torch.no_grad()
-    def rewrite(self, block: Block, seen: Evidence, derived: Mapping[str, Tensor]) -> None:
+    def rewrite(
+        self, number: int, block: Block, seen: Evidence, derived: Mapping[str, Tensor]
+    ) -> None:
         """Attention and MLP, by the moments that the curves are of."""
         shape = block.shape()
-        edits = block_plan(modules_of(shape, derived), shape, self.share)
+        edits = block_plan(modules_of(shape, derived), shape, self.shares[number])
         orders = {space: derived[f"{space}.order"] for space in ("values", "ffn")}
         work = Rewriting(self.strengths, block, edits, seen, {}, orders)
         moments = {name: seen[Probe(name, "weighted_moment")] for name in ("q", "o", "down")}
@@ -46,18 +57,100 @@ class Trials:
         work.channels(seen[Probe("up", "second_moment")].second, moments["down"])
 
 
-def trusted(
-    measured: Mapping[int, float], predicted: Mapping[int, float], trust: float
-) -> dict[int, float]:
-    """(measured / predicted damage)^trust of each block; what is nearly nothing counts as that."""
+@dataclass(frozen=True)
+class Response:
+    """Measured damage of one block as a function of the predicted one: powers between points.
 
-    def floored(damages: Mapping[int, float], index: int) -> float:
-        least = NEGLIGIBLE * max(*damages.values(), NEGLIGIBLE)
-        return max(damages[index], least)
+    Attributes:
+        predicted: ascending.
+        measured: of the same sizes.
+    """
 
-    return {i: (floored(measured, i) / floored(predicted, i)) ** trust for i in predicted}
+    predicted: tuple[float, ...]
+    measured: tuple[float, ...]
+
+    def slope(self, predicted: float) -> float:
+        """The derivative: measured nats for each predicted one."""
+        x = math.log(max(predicted, self.predicted[0] * NEGLIGIBLE))
+        xs, ys = [math.log(v) for v in self.predicted], [math.log(v) for v in self.measured]
+        number = sum(x > known for known in xs[1:-1]) if len(xs) > 1 else 0
+        if len(xs) == 1:
+            return math.exp(ys[0] - xs[0])
+        run = max(xs[number + 1] - xs[number], 1e-9)
+        power = (ys[number + 1] - ys[number]) / run
+        power = min(max(power, LEAST_POWER), MOST_POWER)
+        return power * math.exp(ys[number] + power * (x - xs[number]) - x)
+
+
+def responses(
+    measured: Mapping[int, Sequence[float]],
+    modules: Mapping[int, Sequence[Module]],
+    shapes: Sequence[BlockShape],
+    shares: Sequence[float],
+) -> dict[int, Response]:
+    """How each block responds; a damage that is nearly nothing counts as that.
+
+    Args:
+        measured: damages at `shares`, by block.
+        modules: of each block, as the trials chose from them.
+        shapes: of the blocks.
+        shares: of the parameters, descending.
+    """
+    predicted = {
+        shape.index: [damage_of(own, block_plan(own, shape, share)) for share in shares]
+        for shape in shapes
+        for own in [modules[shape.index]]
+    }
+    floors = []
+    for values in (predicted, measured):
+        largest = [max(own[n] for own in values.values()) for n in range(len(shares))]
+        floors.append([NEGLIGIBLE * max(value, NEGLIGIBLE) for value in largest])
+    return {
+        index: Response(
+            _rising([max(v, least) for v, least in zip(own, floors[0], strict=True)]),
+            _rising([max(v, least) for v, least in zip(measured[index], floors[1], strict=True)]),
+        )
+        for index, own in predicted.items()
+    }
+
+
+def _rising(values: Sequence[float]) -> tuple[float, ...]:
+    """Each at least the one before it."""
+    found: list[float] = []
+    for value in values:
+        found.append(max(value, found[-1]) if found else value)
+    return tuple(found)
+
+
+def spend(
+    modules: Mapping[int, Sequence[Module]],
+    budget: int,
+    found: Mapping[int, Response],
+    trust: float,
+) -> list[Edit]:
+    """The sizes of least damage as the blocks respond, at most `budget` parameters.
+
+    The weight of a block is the slope of its response at the sizes that the weights before gave,
+    to the power `trust`; the middle point of the trials is where it begins.
+    """
+    flat = [module for own in modules.values() for module in own]
+    logs = {
+        index: trust * math.log(one.slope(one.predicted[len(one.predicted) // 2]))
+        for index, one in found.items()
+    }
+    for _ in range(ROUNDS):
+        edits = allocate(flat, budget, {i: math.exp(value) for i, value in logs.items()}, FORM)
+        for index, one in found.items():
+            own = [edit for edit in edits if getattr(edit, "block", None) == index]
+            slope = one.slope(damage_of(modules[index], own))
+            logs[index] = 0.5 * logs[index] + 0.5 * trust * math.log(slope)
+    return allocate(flat, budget, {i: math.exp(value) for i, value in logs.items()}, FORM)
 
 
 def block_plan(modules: Sequence[Module], shape: BlockShape, share: float) -> list[Edit]:
-    """The sizes of least predicted damage of one block that keeps a share of its parameters."""
-    return allocate(modules, int(share * shape.parameters), {shape.index: 1.0}, FORM)
+    """The sizes of least predicted damage of one block that keeps a share of its parameters.
+
+    Where no sizes are that small they are the smallest.
+    """
+    budget = max(int(share * shape.parameters), least(modules))
+    return allocate(modules, budget, {shape.index: 1.0}, FORM)
