@@ -32,6 +32,7 @@ PublishedName = Literal[
 
 SEEDS = 2**32
 """Seeds are below it: every random generator takes them."""
+LONGEST_NAME = 200
 MOST_GIB = 2.0**33
 """No store is larger."""
 LARGEST = 2**63 - 1
@@ -53,7 +54,9 @@ def _ratio(value: float) -> float:
 
 
 def plain_name(value: str) -> str:
-    """A name that leads into no other folder."""
+    """A name that leads into no other folder, and that a folder can have."""
+    if len(value.encode()) > LONGEST_NAME:
+        raise ValueError(f"must have at most {LONGEST_NAME} bytes")
     if not value or value != value.strip() or value in (".", "..") or _UNSAFE.search(value):
         raise ValueError("must be a folder's name of visible characters, without / and \\")
     return value
@@ -76,6 +79,7 @@ def each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return values
 
 
+Name = Annotated[str, AfterValidator(plain_name)]
 FolderPath = Annotated[str, AfterValidator(folder_path)]
 
 
@@ -187,7 +191,7 @@ class MethodConfig(Section):
     for the sizes of all stages, null for each stage's own.
     """
 
-    name: str
+    name: Name
     protect: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
     stages: dict[str, dict[str, Any] | None]
     allocation: AllocationConfig | None = None
@@ -230,7 +234,7 @@ class MethodConfig(Section):
 class CalibrationConfig(Section):
     """Windows of text on which statistics are taken."""
 
-    name: str
+    name: Name
     text: TextName | Literal["files"]
     split: Literal["train", "validation"]
     files: tuple[str, ...]
@@ -372,7 +376,7 @@ class AnalysisConfig(Section):
 class Config(Section):
     """One experiment."""
 
-    name: Annotated[str, AfterValidator(plain_name), BOOKKEEPING]
+    name: Annotated[Name, BOOKKEEPING]
     ratio: Annotated[float, AfterValidator(_ratio)]
     ratio_of: Literal["decoder", "model"]
     seed: Seed

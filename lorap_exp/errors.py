@@ -58,7 +58,9 @@ def _sentence(key: str, problems: Sequence[Mapping[str, Any]]) -> str:
     literals = [p["ctx"]["expected"] for p in problems if p["type"] == "literal_error"]
     problem = problems[0]
     given = shown(problem["input"])
-    if len(literals) == len(problems):
+    others = {p["type"] for p in problems} - {"literal_error"}
+    if others <= {"bool_parsing", "bool_type"}:
+        literals += ["true or false"] if others else []
         allowed = ", ".join(part for text in literals for part in re.split(r", | or ", text))
         return f"{key} must be one of {allowed}, got {given}"
     if problem["type"] == "value_error" and not isinstance(problem["input"], Scalar):

@@ -23,6 +23,7 @@ BASE = [
 ]
 STAGE = "method.stages.recovery"
 RECOVERY = "method=lorap_lora method.stages.recovery.text=embedded"
+LACO = "method=laco ratio=0.5 method.stages.layers.lowest=0"
 ROWS = {
     "seed=1000000000000000000000000000000": "seed must lie in",
     "seed=-1": "seed must be greater than or equal to 0, got -1",
@@ -63,6 +64,9 @@ ROWS = {
     "evaluation.perplexity.max_tokens=100": "must leave at least one chunk of 128",
     "analysis=spectrum analysis.shares=[2]": "analysis.shares.0 must be less than 1, got 2",
     "data=local data.folder=/nowhere": "data.folder must hold MANIFEST.json",
+    "stream=maybe": "stream must be one of 'auto', true, false, got 'maybe'",
+    "method.name=../x": "method.name must be a folder's name",
+    f"{RECOVERY} {STAGE}.samples=8 {STAGE}.learning_rate=1e30": "less than or equal to 10",
     "foo=1": "'foo' is not a setting",
     "training=small": "training belongs to a stage",
     "hydra/launcher=null": "hydra/launcher must be one of",
@@ -79,7 +83,7 @@ ROWS = {
     "+method.allocation={rule:proportions,factors:{foo:7}}": "factors must name some of",
     "+method.allocation={rule:uniform,factors:{q:2}}": "factors must be empty unless",
     "method=asvd method.stages.all.samples=1000": "samples must be at most calibration.samples (4)",
-    "method=laco ratio=0.5 method.stages.layers.samples=1000": "samples must be at most calib",
+    f"{LACO} method.stages.layers.samples=1000": "samples must be at most calibration.samples (4)",
     "calibration.files=[/etc/passwd]": "calibration.files must be [] unless text is files",
     "data.folder=/nowhere": "data.folder must be null when source is embedded",
     "model.revision=main": "model.revision must be null for a random model",

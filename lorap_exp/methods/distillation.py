@@ -48,9 +48,9 @@ class Distillation(Step):
     tokens: Annotated[int, Field(ge=2)]
     seconds: Annotated[float, Field(gt=0)] | None
     validation_samples: Annotated[int, Field(ge=1)]
-    temperature: Annotated[float, Field(gt=0)]
+    temperature: Annotated[float, Field(gt=0, le=100)]
     top: Annotated[int, Field(ge=1)] | None
-    learning_rate: Annotated[float, Field(gt=0)]
+    learning_rate: Annotated[float, Field(gt=0, le=10)]
     warmup_steps: Annotated[int, Field(ge=0)]
     batch_size: Annotated[int, Field(ge=1)]
     micro_batch: Annotated[int, Field(ge=1)]

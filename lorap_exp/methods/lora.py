@@ -55,7 +55,7 @@ class LoraRecovery(Step):
     rank: Annotated[int, Field(ge=1)]
     alpha: Annotated[int, Field(ge=1)]
     dropout: Annotated[float, Field(ge=0, lt=1)]
-    learning_rate: Annotated[float, Field(gt=0)]
+    learning_rate: Annotated[float, Field(gt=0, le=10)]
     warmup_steps: Annotated[int, Field(ge=0)]
     epochs: Annotated[int, Field(ge=1)]
     max_steps: Annotated[int, Field(ge=1)] | None
