@@ -50,9 +50,9 @@ class LorapPlus(Step):
         shrink_inputs: of input moments towards their diagonal, in [0, 1).
         shrink_curves: the same where damage is predicted.
         shrink_gradients: of gradient moments towards their diagonal, in [0, 1).
-        gradient_samples: sequences of the calibration on which gradients are measured, null for
-            all; they cost several forward passes.
-        trial_samples: sequences on which each block's damage is measured.
+        gradient_samples: sequences of the calibration, at most, on which gradients are measured,
+            null for all; they cost several forward passes.
+        trial_samples: sequences, at most, on which each block's damage is measured.
         trust: power to which measured damage weights a block: 1 as it is, 0 not at all.
         round_to: ranks and widths are multiples of it; 64 for a model that is kept.
         anchor: pull of the fit of o and down towards their weights, 0 fits original outputs alone.
@@ -70,10 +70,6 @@ class LorapPlus(Step):
     @property
     def sized(self) -> Sequence[str]:
         return ("q", "k", "v", "o", "gate", "up", "down")
-
-    def sequences(self) -> dict[str, int]:
-        few = {"gradient_samples": self.gradient_samples, "trial_samples": self.trial_samples}
-        return {name: count for name, count in few.items() if count is not None}
 
     @property
     def curves(self) -> DamageCurves:
