@@ -7,14 +7,18 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from lorap_exp.calibration.survey import survey
 from lorap_exp.calibration.walk import Walk
 from lorap_exp.config import Config
 from lorap_exp.methods.contract import Stack, build_stack
+from lorap_exp.methods.lorap_plus.curves import modules_of
 from lorap_exp.methods.lorap_plus.step import LorapPlus
+from lorap_exp.methods.lorap_plus.trials import Response, spend
 from lorap_exp.models.checkpoint import check_reload, save
+from lorap_exp.models.source import Source
 from lorap_exp.models.tiny import byte_tokenizer
-from lorap_exp.planning.edits import Factor, Resize
-from tests.methods.stacks import compress, planned, rebuilt, shape_of
+from lorap_exp.planning.edits import Factor, Plan, Resize
+from tests.methods.stacks import compress, planned, rebuilt, shape_of, step_of
 from tests.methods.test_joint_methods import IDS, weights
 
 Make = Callable[..., Config]
@@ -97,3 +101,32 @@ def test_aligned_sizes(tiny: Tiny, config: Make, family: str) -> None:
         size = edit.rank if isinstance(edit, Factor) else edit.size
         assert size is not None and size % 16 == 0
     assert plan.shape(dense).parameters <= 0.7 * dense.parameters + 1
+
+
+@pytest.mark.parametrize("power", [0.7, 1.0, 1.8])
+def test_a_response_is_a_power_law_between_its_points(power: float) -> None:
+    """The slope of c D^p is c p D^(p - 1), between the points and beyond them."""
+    points = (0.1, 0.4, 2.0)
+    found = Response(points, tuple(3 * point**power for point in points))
+    for at in (0.01, 0.1, 0.2, 1.0, 5.0):
+        assert found.slope(at) == pytest.approx(3 * power * at ** (power - 1))
+
+
+def test_blocks_that_respond_more_keep_more(tiny: Tiny, config: Make) -> None:
+    model = tiny(blocks=3)
+    shape, step = shape_of(model), step_of(stack(config), "all")
+    assert isinstance(step, LorapPlus)
+    seen = survey(
+        Source(model), IDS, [step.curves], Walk(4), sharing=None, bars=lambda label, unit: iter
+    )
+    curves = seen.of(step.curves)
+    modules = {block.index: modules_of(block, curves[block.index]) for block in shape.blocks}
+    alike = {i: Response((1e-4, 1e-2), (1e-4, 1e-2)) for i in modules}
+    budget = int(0.6 * shape.parameters)
+
+    def kept(index: int, found: dict[int, Response]) -> int:
+        plan = Plan(0.4, tuple(spend(modules, budget, found, 1.0)))
+        return plan.shape(shape).by_index[index].parameters
+
+    hurt = alike | {1: Response((1e-4, 1e-2), (1e-2, 1.0))}
+    assert kept(1, hurt) > kept(1, alike)
