@@ -32,7 +32,7 @@ class Strengths:
 
     shrink_inputs: float
     shrink_gradients: float
-    anchor: float
+    anchor: float | None
 
 
 class Rewriting:
@@ -92,7 +92,7 @@ class Rewriting:
             factors = self._factors("v", v.weight, self._metric("v"), moment)
             if factors is not None:
                 block.replace("v", rewritten(v, v.weight, v.bias, factors=factors))
-            self._carry["columns"] = None
+            self._carry |= {"columns": None, "inputs": mixed}
             return
         self._narrow_values(size, moment, mixed)
 
@@ -120,7 +120,7 @@ class Rewriting:
         factors = self._factors("v", values, gradients, moment)
         block.replace("v", rewritten(v, values, bias, rows=kept, factors=factors))
         block.replace("o", rewritten(o, fitted, o.bias, columns=columns))
-        self._carry["columns"] = columns
+        self._carry |= {"columns": columns, "inputs": inputs[columns][:, columns]}
 
     def output_of_attention(self, moments: Any) -> None:
         """o fitted to the original outputs from what it reads now; then its rank."""
@@ -130,14 +130,13 @@ class Rewriting:
         if columns is not None:
             second, cross = second[columns][:, columns], cross[:, columns]
             weight = weight[:, columns]
+        assert self._step.anchor is not None
         self._write_output(refit(second, cross, weight, self._step.anchor), second)
 
-    def output_alone(self, second: Tensor) -> None:
+    def output_alone(self) -> None:
         """The rank of o, which is left as it is otherwise."""
         columns, weight = self._carry["columns"], self._block.weight("o").double()
-        if columns is not None:
-            second, weight = second[columns][:, columns], weight[:, columns]
-        self._write_output(weight, second)
+        self._write_output(weight if columns is None else weight[:, columns], self._carry["inputs"])
 
     def _write_output(self, fitted: Tensor, second: Tensor) -> None:
         block, o, columns = self._block, self._block.linear("o"), self._carry.pop("columns")
@@ -180,6 +179,7 @@ class Rewriting:
 
     def output_of_mlp(self, moments: Any) -> None:
         """down fitted to the original outputs from what it reads now."""
+        assert self._step.anchor is not None
         down = self._block.linear("down")
         cross = _centred(moments, down.bias)
         down.weight.copy_(refit(moments.second, cross, down.weight, self._step.anchor))

@@ -6,8 +6,7 @@ every part has a predicted damage in nats per token (`curves`). A nested allocat
 (`planning.nested`) chooses widths of the MLP and of the value heads and ranks of q, k, v, o, gate
 and up in pivoted storage (PIFA, arXiv 2501.19090). In the walk value heads are rotated, units are
 removed by structured optimal brain surgeon (SlimGPT, arXiv 2412.18110) under the gradients' metric,
-factors are optimal under both metrics, and o and down are fitted towards the original model's
-outputs. docs/methods.md says what each ingredient bought.
+and factors are optimal under both metrics. docs/results.md says what the ingredients bought.
 """
 
 from collections.abc import Iterable, Sequence
@@ -55,7 +54,8 @@ class LorapPlus(Step):
         trial_samples: sequences, at most, on which each block's damage is measured.
         trust: power to which measured damage weights a block: 1 as it is, 0 not at all.
         round_to: ranks and widths are multiples of it; 64 for a model that is kept.
-        anchor: pull of the fit of o and down towards their weights, 0 fits original outputs alone.
+        anchor: null, or o and down are fitted towards the original outputs from what they read now,
+            with this pull towards their weights (it overfits 8,192 tokens: docs/results.md).
     """
 
     shrink_inputs: Annotated[float, Field(ge=0, lt=1)]
@@ -64,7 +64,7 @@ class LorapPlus(Step):
     gradient_samples: Annotated[int, Field(ge=1)] | None
     trial_samples: Annotated[int, Field(ge=1)]
     trust: Annotated[float, Field(ge=0, le=4)]
-    anchor: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    anchor: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None
     round_to: Annotated[int, Field(ge=1)]
 
     @property
@@ -118,12 +118,13 @@ class LorapPlus(Step):
 
     def visits(self, present: Sequence[str]) -> list[Visit]:
         mlp = tuple(name for name in ("gate", "up", "down") if name in present)
-        return [
+        fits = self.anchor is not None
+        found = [
             Visit(("q", "k", "v"), ATTENTION_INPUTS),
-            Visit(("o",), (OUTPUT,), behind=True),
+            Visit(("o",), (OUTPUT,) if fits else (), behind=fits),
             Visit(mlp, MLP_INPUTS),
-            Visit(("down",), (CHANNELS,), behind=True),
         ]
+        return [*found, Visit(("down",), (CHANNELS,), behind=True)] if fits else found
 
     @torch.no_grad()
     def apply(
@@ -139,7 +140,10 @@ class LorapPlus(Step):
                 work.inputs_of_attention(*moments)
                 return work.edits_of("q", "k", "v", space="values")
             case ("o",):
-                work.output_of_attention(seen[OUTPUT])
+                if self.anchor is None:
+                    work.output_alone()
+                else:
+                    work.output_of_attention(seen[OUTPUT])
                 return work.edits_of("o")
             case ("down",):
                 work.output_of_mlp(seen[CHANNELS])

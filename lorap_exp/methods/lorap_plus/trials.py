@@ -53,7 +53,7 @@ class Trials:
         work = Rewriting(self.strengths, block, edits, seen, {}, orders)
         moments = {name: seen[Probe(name, "weighted_moment")] for name in ("q", "o", "down")}
         work.inputs_of_attention(moments["q"], moments["o"])
-        work.output_alone(moments["o"])
+        work.output_alone()
         work.channels(seen[Probe("up", "second_moment")].second, moments["down"])
 
 
