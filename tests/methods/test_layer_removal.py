@@ -138,7 +138,7 @@ def test_a_whole_stack_runs(tmp_path: Path, config: Make) -> None:
         (["replacement=none", "count=2"], "count must be 1 for replacement none"),
         (["num_layers=6"], "the 7 layers to remove must fit into the 6 layers"),
         (["training.validation_samples=24"], r"validation_samples must be below samples \(24\)"),
-        (["training.stages=[lm,lm]"], "stages must name each stage once"),
+        (["training.stages=[lm,lm]"], "training.stages must name each entry once"),
         (["training.length=9999"], "training.length must be at most 4096"),
         (["training.samples=1000000"], "training.samples x length must be at most"),
         (

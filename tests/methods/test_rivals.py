@@ -26,7 +26,7 @@ RIVALS: dict[str, list[str]] = {
     "slimgpt": ["method.stages.units.rounds=4"],
     "llm_pruner": ["method.protect=[1,1]"],
     "asvd": ["method.stages.all.levels=[0,0.5]"],
-    "laco": ["method.stages.layers.layers=2"],
+    "laco": ["method.stages.layers.layers=2", "method.stages.layers.samples=4"],
     "shortgpt": [],
     "uidl": [],
     "sleb": [],

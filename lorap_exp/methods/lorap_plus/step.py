@@ -80,7 +80,9 @@ class LorapPlus(Step):
         return [self.curves, self._trials(shape, edits)] if edits else []
 
     def _trials(self, shape: Shape, edits: Sequence[Edit]) -> Trials:
-        share = Plan(0.0, tuple(edits)).shape(shape).parameters / shape.parameters
+        touched = {getattr(edit, "block", None) for edit in edits}  # others are protected
+        open_ = Shape(tuple(block for block in shape.blocks if block.index in touched))
+        share = Plan(0.0, tuple(edits)).shape(open_).parameters / open_.parameters
         shares = tuple(round(s, 3) for s in ((1 + share) / 2, share, share / 2))
         return Trials(self.curves, self._strengths, shares, self.trial_samples)
 
