@@ -1,7 +1,6 @@
 """The subcommands beside a run: `info`, `export`, `push`, `report`, `data` and `store`."""
 
 import argparse
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import yaml
 
 from lorap_exp.commands.catalogue import conf_folder
+from lorap_exp.config import MOST_GIB
 from lorap_exp.errors import LorapError
 
 COMMANDS = ("info", "export", "push", "report", "data", "store")
@@ -139,23 +139,32 @@ def _report(options: argparse.Namespace) -> None:
 def _list_store(options: argparse.Namespace) -> None:
     from lorap_exp.workspace.store import Store, table
 
-    print(table(Store(_store_folder(options), 0).entries()))
+    if (folder := _store_folder(options)) is not None:
+        print(table(Store(folder, 0).entries()))
 
 
 def _prune_store(options: argparse.Namespace) -> None:
     from lorap_exp.workspace.store import Store
 
-    if not (math.isfinite(options.limit_gib) and options.limit_gib >= 0):
-        raise LorapError(f"--limit-gib must be a number of at least 0, got {options.limit_gib}")
-    removed = Store(_store_folder(options), 0).prune(int(options.limit_gib * 2**30))
+    if not 0 <= options.limit_gib <= MOST_GIB:
+        raise LorapError(
+            f"--limit-gib must lie between 0 and {MOST_GIB:.0f}, got {options.limit_gib}"
+        )
+    if (folder := _store_folder(options)) is None:
+        return
+    removed = Store(folder, 0).prune(int(options.limit_gib * 2**30))
     freed = sum(entry.bytes for entry in removed)
     print(f"{len(removed)} entries removed, {freed / 2**20:.1f} MiB freed")
 
 
-def _store_folder(options: argparse.Namespace) -> Path:
+def _store_folder(options: argparse.Namespace) -> Path | None:
+    """The store; None, and said, where no job has made one yet."""
     from lorap_exp.workspace.store import MARK, is_store
 
     folder: Path = options.folder.expanduser()
+    if not folder.exists() and folder.parent.is_dir():
+        print(f"nothing is stored in '{folder}' yet")
+        return None
     if not is_store(folder):
         raise LorapError(f"--folder must be a store, which holds '{MARK}', got '{folder}'")
     return folder
