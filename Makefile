@@ -50,6 +50,7 @@ bench: $(READY)  ## costs as ratios measured side by side
 	$(BIN)/python -m benchmarks.sharing
 	$(BIN)/python -m benchmarks.training_memory
 	$(BIN)/python -m benchmarks.token_errors
+	$(BIN)/python -m benchmarks.streaming
 
 clean:  ## remove the environment (outputs stay)
 	rm -rf $(VENV)
