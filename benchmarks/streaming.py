@@ -10,7 +10,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import torch
@@ -19,18 +18,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from lorap_exp.models.tiny import byte_tokenizer
 from lorap_exp.workspace.digests import digest_folder
 
-JOB = """
-import resource, runpy, sys
-sys.argv = ["lorap_exp", *sys.argv[1:]]
-try:
-    runpy.run_module("lorap_exp", run_name="__main__")
-finally:
-    print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
-"""
 EMPTY = """
-import resource
 import lorap_exp.pipeline
-print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+lines = open("/proc/self/status").read().splitlines()
+print(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
 """
 DESCRIPTIONS = {"README.md", "plan.json", "result.json"}
 
@@ -53,16 +44,13 @@ def checkpoint(folder: Path, layers: int) -> int:
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
-def run(code: str, *overrides: str) -> tuple[int, float]:
-    """Peak bytes and seconds of a process."""
-    start = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-c", code, *overrides], capture_output=True, text=True, check=False
-    )
-    seconds = time.perf_counter() - start
+def run(*arguments: str) -> str:
+    """What a process of its own prints; a failure ends the benchmark with its reason."""
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr)
-    return int(done.stdout.rpartition("peak ")[2].split()[0]), seconds
+    return done.stdout
 
 
 def main() -> None:
@@ -80,11 +68,11 @@ def main() -> None:
             "calibration.hidden_states=disk", "logging=disabled", "evaluation=perplexity",
             "evaluation.perplexity.texts=[ptb]", "evaluation.perplexity.max_tokens=128",
         ]  # fmt: skip
-        empty, _ = run(EMPTY)
+        empty = int(run("-c", EMPTY)) * 1024
         peaks, times, files = {}, {}, {}
         for name, stream in (("in memory", "false"), ("streamed", "true")):
             place = [f"output_root={root}/{stream}", "name=bench", f"stream={stream}"]
-            run(JOB, *common, *place)
+            run("-m", "lorap_exp", *common, *place)
             (result,) = Path(root, stream, "bench").glob("*/result.json")
             raw = json.loads(result.read_text())
             times[name] = raw["seconds"]["compress"] + raw["seconds"]["save"]
