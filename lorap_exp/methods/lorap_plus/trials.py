@@ -62,7 +62,7 @@ class Response:
     """Measured damage of one block as a function of the predicted one: powers between points.
 
     Attributes:
-        predicted: ascending.
+        predicted: ascending, two or more.
         measured: of the same sizes.
     """
 
@@ -73,9 +73,7 @@ class Response:
         """The derivative: measured nats for each predicted one."""
         x = math.log(max(predicted, self.predicted[0] * NEGLIGIBLE))
         xs, ys = [math.log(v) for v in self.predicted], [math.log(v) for v in self.measured]
-        number = sum(x > known for known in xs[1:-1]) if len(xs) > 1 else 0
-        if len(xs) == 1:
-            return math.exp(ys[0] - xs[0])
+        number = sum(x > known for known in xs[1:-1])
         run = max(xs[number + 1] - xs[number], 1e-9)
         power = (ys[number + 1] - ys[number]) / run
         power = min(max(power, LEAST_POWER), MOST_POWER)
