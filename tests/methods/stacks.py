@@ -1,6 +1,6 @@
 """A stack planned and applied to a model in memory, as a job does it, without a job."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,18 @@ def no_bars(label: str, unit: str) -> Any:
         return items
 
     return through
+
+
+def cutting(label: str, unit: str = "it") -> Callable[[Iterable[Any]], Iterable[Any]]:
+    """Progress bars of a job; that of the recovery is interrupted at its sixth step."""
+
+    def wrap(items: Iterable[Any]) -> Iterator[Any]:
+        for number, item in enumerate(items):
+            if label == "recovery" and number == 5:
+                raise KeyboardInterrupt
+            yield item
+
+    return wrap
 
 
 def stack_of(config: Callable[..., Config], *overrides: str) -> Stack:

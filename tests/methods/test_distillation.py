@@ -1,8 +1,7 @@
 """Distillation: the loss, what is trained, the budget, and going on after a cut."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,6 +15,7 @@ from lorap_exp.errors import LorapError
 from lorap_exp.methods.contract import build_stack
 from lorap_exp.methods.distillation import divergence, trained_weights
 from lorap_exp.steps import compress as compression
+from tests.methods.stacks import cutting
 
 Make = Callable[..., Config]
 STAGE = "method.stages.recovery"
@@ -72,15 +72,6 @@ def test_a_cut_distillation_goes_on_to_the_same_loss(
     tmp_path: Path, config: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unbroken = pipeline.run(config(*FAST), tmp_path / "unbroken")
-
-    def cutting(label: str, unit: str = "it") -> Callable[[Iterable[Any]], Iterable[Any]]:
-        def wrap(items: Iterable[Any]) -> Iterator[Any]:
-            for number, item in enumerate(items):
-                if label == "recovery" and number == 5:
-                    raise KeyboardInterrupt
-                yield item
-
-        return wrap
 
     with monkeypatch.context() as patched:
         patched.setattr(compression, "bar", cutting)

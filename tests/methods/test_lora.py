@@ -1,7 +1,7 @@
 """Recovery: both paths, the shapes they leave, and going on after a cut."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from lorap_exp.methods.contract import Texts, build_stack
 from lorap_exp.methods.lora import LoraRecovery, linear_paths
 from lorap_exp.models.tiny import byte_tokenizer
 from lorap_exp.training.loop import Schedule
-from tests.methods.stacks import stack_of, step_of
+from tests.methods.stacks import cutting, stack_of, step_of
 
 Make = Callable[..., Config]
 FAST = [
@@ -68,15 +68,6 @@ def test_a_cut_recovery_goes_on_to_the_same_loss(
 ) -> None:
     unbroken = pipeline.run(config(*FAST), tmp_path / "unbroken")
     from lorap_exp.steps import compress as compression
-
-    def cutting(label: str, unit: str = "it") -> Callable[[Iterable[Any]], Iterable[Any]]:
-        def wrap(items: Iterable[Any]) -> Iterator[Any]:
-            for number, item in enumerate(items):
-                if label == "recovery" and number == 5:
-                    raise KeyboardInterrupt
-                yield item
-
-        return wrap
 
     monkeypatch.setattr(compression, "bar", cutting)
     with pytest.raises(KeyboardInterrupt):
