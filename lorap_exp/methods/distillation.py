@@ -19,7 +19,7 @@ from lorap_exp.calibration.sampling import held_out_windows, read_text, split_fi
 from lorap_exp.methods.contract import Carry, Step, Texts, Whole
 from lorap_exp.models.families import decoder_family
 from lorap_exp.planning.edits import Edit
-from lorap_exp.training.loop import Schedule, train
+from lorap_exp.training.loop import Schedule, recovery_schedule, train
 
 SETTING = "method.stages.recovery"
 
@@ -72,23 +72,10 @@ class Distillation(Step):
     def lengths(self) -> dict[str, int]:
         return {"length": self.length}
 
-    @property
-    def schedule(self) -> Schedule:
-        """Optimisation settings."""
+    def schedule(self, dtype: torch.dtype) -> Schedule:
+        """Optimisation settings for a model of this dtype."""
         steps = self.tokens // (self.length * self.batch_size)
-        return Schedule(
-            learning_rate=self.learning_rate,
-            warmup_steps=min(self.warmup_steps, steps // 2),
-            steps=steps,
-            batch_size=self.batch_size,
-            micro_batch=self.micro_batch,
-            weight_decay=0.0,
-            clip=1.0,
-            evaluate_every=self.evaluate_every,
-            seed=self.seed,
-            decay="cosine",
-            seconds=self.seconds,
-        )
+        return recovery_schedule(self, steps, dtype, decay="cosine", seconds=self.seconds)
 
     def read(self, texts: Texts) -> Tensor:
         """Windows (N, length) of disjoint documents; the held-out ones first."""
@@ -137,7 +124,7 @@ class Distillation(Step):
             list(training),
             loss,
             validate,
-            schedule=self.schedule,
+            schedule=self.schedule(model.dtype),
             folder=part.folder,
             progress=part.bars("recovery", "step"),
         )

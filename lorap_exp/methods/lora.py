@@ -27,7 +27,7 @@ from lorap_exp.models.families import blocks_of, decoder_family
 from lorap_exp.models.modeling_compressed import LowRankLinear, place, projections
 from lorap_exp.ops.low_rank import principal_outputs
 from lorap_exp.planning.edits import Edit, Factor
-from lorap_exp.training.loop import Schedule, train
+from lorap_exp.training.loop import Schedule, recovery_schedule, train
 
 
 @dataclass(frozen=True, config={"extra": "forbid"})
@@ -77,18 +77,7 @@ class LoraRecovery(Step):
         """Optimisation settings for a training set of this size and a model of this dtype."""
         steps = max(1, self.epochs * examples // self.batch_size)
         steps = steps if self.max_steps is None else min(steps, self.max_steps)
-        return Schedule(
-            learning_rate=self.learning_rate,
-            warmup_steps=min(self.warmup_steps, steps // 2),
-            steps=steps,
-            batch_size=self.batch_size,
-            micro_batch=self.micro_batch,
-            weight_decay=0.0,
-            clip=1.0,
-            evaluate_every=self.evaluate_every,
-            seed=self.seed,
-            loss_scale=2.0**14 if dtype == torch.float16 else 1.0,
-        )
+        return recovery_schedule(self, steps, dtype)
 
     def lengths(self) -> dict[str, int]:
         return {"cutoff": self.cutoff}

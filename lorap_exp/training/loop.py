@@ -67,6 +67,26 @@ class Schedule:
         return self.final_rate + (self.learning_rate - self.final_rate) * factor
 
 
+def recovery_schedule(settings: Any, steps: int, dtype: torch.dtype, **more: Any) -> Schedule:
+    """The schedule of a recovery of so many steps, for a model of a dtype.
+
+    `settings` has learning_rate, warmup_steps, batch_size, micro_batch, evaluate_every and seed.
+    """
+    return Schedule(
+        learning_rate=settings.learning_rate,
+        warmup_steps=min(settings.warmup_steps, steps // 2),
+        steps=steps,
+        batch_size=settings.batch_size,
+        micro_batch=settings.micro_batch,
+        weight_decay=0.0,
+        clip=1.0,
+        evaluate_every=settings.evaluate_every,
+        seed=settings.seed,
+        loss_scale=2.0**14 if dtype == torch.float16 else 1.0,
+        **more,
+    )
+
+
 @dataclass
 class Curve:
     """What was seen: loss of each step, and (step, validation loss) with the best of them."""
