@@ -72,6 +72,13 @@ def folder_path(value: str) -> str:
     return value
 
 
+def wandb_name(value: str) -> str:
+    """A name that Weights & Biases takes."""
+    if not re.fullmatch(r"[^/\\#?%:\x00-\x1f]{1,128}", value):
+        raise ValueError("must be a name of W&B: 1 to 128 characters without / \\ # ? % :")
+    return value
+
+
 def each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
     """A list without repetitions."""
     if len(set(values)) < len(values):
@@ -80,6 +87,7 @@ def each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 Name = Annotated[str, AfterValidator(plain_name)]
+WandbName = Annotated[str, AfterValidator(wandb_name)]
 FolderPath = Annotated[str, AfterValidator(folder_path)]
 
 
@@ -353,8 +361,8 @@ class LoggingConfig(Section):
 
     name: str
     wandb: Literal["offline", "online", "disabled"]
-    project: str
-    entity: str | None
+    project: WandbName
+    entity: WandbName | None
 
 
 class AnalysisConfig(Section):

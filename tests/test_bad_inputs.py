@@ -93,6 +93,16 @@ ROWS = {
     "hydra/launcher=foo": "hydra/launcher must be one of",
     f"{RECOVERY} method.stages.recovery.learning_rate=inf": "must be a finite number, got inf",
     f"{RECOVERY} {STAGE}.samples=8 {STAGE}.cutoff=100000": "recovery.cutoff must be at most 4096",
+    "method.stages=[]": "method.stages must be of the kind that it has in conf/, got '[]'",
+    "ratio=${foo}": "'ratio=${foo}' leaves a setting without a value",
+    "~name": "'~name' leaves a setting without a value",
+    "-m ratio=interval(0,1)": "ratio must be a list of values",
+    "=0.2": "a setting is typed as key=value, got '=0.2'",
+    "hydra/sweeper=foo": "hydra/sweeper must be one of basic",
+    "--config-name=foo": "Cannot find primary config 'foo'",
+    "logging=offline logging.project=a/b": "logging.project must be a name of W&B",
+    "logging=offline logging.project=": "logging.project must be a name of W&B",
+    "method=lorap_plus method.stages.all.trial_samples=5": "trial_samples must be at most cal",
     "method=streamline_lorap method.stages.layers.training.final_rate=1": "at most learning_rate",
 }
 

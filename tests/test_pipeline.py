@@ -163,6 +163,16 @@ def test_the_model_can_be_removed_when_the_job_is_done(tmp_path: Path, config: M
     assert pipeline.run(again, tmp_path).scores == first.scores
 
 
+def test_a_model_that_was_not_kept_is_made_again(
+    tmp_path: Path, config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = pipeline.run(config("keep_model=false"), tmp_path)
+    monkeypatch.setattr(suite, "evaluate_task", fail)
+    monkeypatch.setattr(suite, "evaluate_perplexity", fail)
+    assert pipeline.run(config(), tmp_path).scores == first.scores
+    assert (tmp_path / "model" / "model.safetensors").exists()
+
+
 def test_a_cut_evaluation_goes_on(
     tmp_path: Path, config: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,6 +17,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from lorap_exp.commands import subcommands
 from lorap_exp.commands.catalogue import ORDER, catalogue, conf_folder
@@ -24,7 +25,7 @@ from lorap_exp.commands.failures import sentence
 from lorap_exp.commands.overrides import prepared, refuse_nothing
 from lorap_exp.commands.sweep import close_sweep
 from lorap_exp.config import Config, folder_path, plain_name, validate
-from lorap_exp.errors import Busy, LorapError, one_line, shown
+from lorap_exp.errors import Busy, LorapError, first_line, one_line, shown
 
 OmegaConf.register_new_resolver(
     "basename", lambda path: Path(str(path)).name or str(path), replace=True
@@ -177,6 +178,8 @@ def arguments(given: list[str]) -> list[str]:
     rest = [argument for argument in given if argument not in ("-m", "--multirun", "--dry-run")]
     for argument in rest:
         group, _, option = argument.partition("=")
+        if not group.lstrip("+~"):
+            raise LorapError(f"a setting is typed as key=value, got '{argument}'")
         if group in (*ORDER[:7], "hydra/launcher") and option in ("", "null"):
             options = ", ".join(options_of(group))
             raise LorapError(f"{group} must be one of {options}, got '{option}'")
@@ -248,7 +251,15 @@ def explain(error: Exception) -> str | None:
     if '"srun"' in str(error):
         return "hydra/launcher=slurm must start where srun is; slurm_local works anywhere"
     composed = _not_composed(error) if isinstance(error, HydraException) else None
-    return composed or sentence(error) or _of_hydra(error)
+    return composed or _unresolved(error) or sentence(error) or _of_hydra(error)
+
+
+def _unresolved(error: Exception) -> str | None:
+    """What was typed that leaves a setting without its value."""
+    typed = [a for a in sys.argv[1:] if "${" in a or a.startswith("~")]
+    if not typed or not isinstance(error, OmegaConfBaseException):
+        return None
+    return f"'{typed[0]}' leaves a setting without a value: {first_line(error)}"
 
 
 def _of_hydra(error: Exception) -> str | None:
@@ -262,7 +273,12 @@ def _not_composed(error: HydraException) -> str | None:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         if group.startswith("hydra/") and (extra := EXTRAS.get(name.partition("_")[0])):
             return f"{group}={name} needs an extra: pip install 'lorap-exp[{extra}]'"
-        return f"{group} must be one of {', '.join(options_of(group))}, got '{name}'"
+        allowed = options_of(group) or list(error.options)
+        return f"{group} must be one of {', '.join(allowed)}, got '{name}'"
+    if isinstance(error, MissingConfigException):
+        return one_line(error)
+    if found := re.search(r"Error merging override ([^=]+)=(.*)", text):
+        return f"{found[1].lstrip('+')} must be of the kind that it has in conf/, got '{found[2]}'"
     if found := re.search(r"Ambiguous value for argument '([^=]+)=([^']*)'", text):
         return f"{found[1]} must have one value without -m (a sweep), got '{found[2]}'"
     if isinstance(error, ConfigCompositionException) and (

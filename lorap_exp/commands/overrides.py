@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob
+from hydra.core.override_parser.types import Glob, IntervalSweep
 from hydra.errors import HydraException
 
 from lorap_exp.errors import LorapError
@@ -48,6 +48,11 @@ def refuse_nothing(arguments: Sequence[str], options: Callable[[str], Sequence[s
         if not override.is_sweep_override():
             continue
         key, value = override.key_or_group, override.value()
+        if isinstance(value, IntervalSweep):
+            raise LorapError(
+                f"{key} must be a list of values (an interval needs experiment=search/allocation), "
+                f"got '{override.get_value_string()}'"
+            )
         values = (
             value.filter(options(key)) if isinstance(value, Glob) else override.sweep_iterator()
         )

@@ -22,7 +22,7 @@ def commands(folder: Path, jobs: Sequence[JobRecord]) -> list[str]:
         return alone
     try:
         return _stored(yaml.safe_load(path.read_text(encoding="utf-8"))["hydra"])
-    except (OSError, yaml.YAMLError, *WRONG_SHAPE) as error:
+    except (OSError, yaml.YAMLError, RecursionError, *WRONG_SHAPE) as error:
         say(f"  warning: '{path}' is damaged, its jobs are named instead: {one_line(error)}")
         return alone
 

@@ -54,6 +54,13 @@ class Schedule:
     loss_scale: float = 1.0
     seconds: float | None = None
 
+    def diverged(self, what: str) -> str:
+        """The sentence for a loss or gradient that is not finite."""
+        return (
+            f"training: the {what} is not finite; learning_rate must be lower or dtype of a wider "
+            f"range, got learning_rate {self.learning_rate:g}"
+        )
+
     def rate(self, step: int, elapsed: float = 0.0) -> float:
         """Learning rate of step 0, 1, ..., steps - 1; it reaches its minimum at the last.
 
@@ -152,7 +159,7 @@ def train(
     if not team.leads:
         say(f"  process {team.rank} of {team.size} trains with it")
     if start == 0:
-        _measure(0, curve, validate, parameters, folder if team.leads else None)
+        _measure(0, curve, validate, parameters, folder if team.leads else None, schedule=schedule)
     limit = math.inf if schedule.seconds is None else schedule.seconds
     steps = progress(range(start, schedule.steps if before < limit else start))
     for step in steps:
@@ -169,7 +176,9 @@ def train(
         done = step + 1
         over = schedule.seconds is not None and clock.elapsed() >= limit
         if done % schedule.evaluate_every == 0 or done == schedule.steps or over:
-            _measure(done, curve, validate, parameters, folder if team.leads else None)
+            _measure(
+                done, curve, validate, parameters, folder if team.leads else None, schedule=schedule
+            )
             seconds = clock.elapsed()
             if team.leads:
                 _save(done, seconds, curve, parameters, optimiser, folder)
@@ -198,7 +207,7 @@ def _accumulate(
         chosen = own[first : first + schedule.micro_batch]
         value = loss(chosen) * (len(chosen) / len(batch))
         if not torch.isfinite(value):
-            raise LorapError(f"training: the loss of step {step} is not finite")
+            raise LorapError(schedule.diverged(f"loss of step {step}"))
         (value * schedule.loss_scale).backward()
         total += value.item()
     for parameter in parameters.values():
@@ -208,7 +217,7 @@ def _accumulate(
             parameter.grad = team.add(parameter.grad) / schedule.loss_scale
     norm = nn.utils.clip_grad_norm_(list(parameters.values()), schedule.clip)
     if not torch.isfinite(norm):
-        raise LorapError(f"training: the gradient of step {step} is not finite")
+        raise LorapError(schedule.diverged(f"gradient of step {step}"))
     return team.add(torch.tensor([total], device=norm.device)).item()
 
 
@@ -231,11 +240,13 @@ def _measure(
     validate: Callable[[], float],
     parameters: Mapping[str, nn.Parameter],
     folder: Path | None,
+    *,
+    schedule: Schedule,
 ) -> None:
     """Validate; with a folder, copy the weights when they are the best so far."""
     value = validate()
     if not math.isfinite(value):
-        raise LorapError(f"training: the validation loss after step {step} is not finite")
+        raise LorapError(schedule.diverged(f"validation loss after step {step}"))
     curve.validation.append((step, value))
     if curve.best[0] == step and folder is not None:
         weights = {name: p.detach().cpu().contiguous() for name, p in parameters.items()}

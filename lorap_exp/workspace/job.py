@@ -48,12 +48,19 @@ class Job:
         """The same job, whose values count only when they were computed of the same."""
         return Job(self.folder, digest_json(dict(of)))
 
+    def has_model(self, wanted: bool) -> bool:
+        """Whether a finished job holds what is wanted of it; a model that was not kept is made
+        again, and its scores are taken over."""
+        if not wanted or self.model_folder.exists():
+            return True
+        say(f"  the model of '{self.folder}' was not kept: it is made again")
+        self.forget("plan.json", *(f"group_{number}.json" for number in self._groups()))
+        return False
+
     def settle(self, keep_model: bool) -> None:
-        """What a finished job still has to do for who asks for it again."""
+        """Remove the model of a finished job that is not to be kept."""
         if not keep_model:
             self.discard(self.model_folder.name)
-        elif not self.model_folder.exists():
-            say(f"  its model was not kept: remove '{self.folder}' to make it anew")
 
     def finish(self, result: Mapping[str, Any], keep_model: bool) -> None:
         """Keep the result, plain values."""

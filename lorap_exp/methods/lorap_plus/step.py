@@ -38,6 +38,7 @@ from lorap_exp.planning.shapes import BlockShape, Shape
 
 OUTPUT, CHANNELS = Probe("o", "target_moment", "both"), Probe("down", "target_moment", "both")
 ATTENTION_INPUTS = (Probe("q", "second_moment"), Probe("o", "second_moment"))
+GRADIENT_SAMPLES, TRIAL_SAMPLES = 64, 8
 MLP_INPUTS = (Probe("up", "second_moment"), Probe("down", "second_moment"))
 
 
@@ -49,9 +50,10 @@ class LorapPlus(Step):
         shrink_inputs: of input moments towards their diagonal, in [0, 1).
         shrink_curves: the same where damage is predicted.
         shrink_gradients: of gradient moments towards their diagonal, in [0, 1).
-        gradient_samples: sequences of the calibration, at most, on which gradients are measured,
-            null for all; they cost several forward passes.
-        trial_samples: sequences, at most, on which each block's damage is measured.
+        gradient_samples: sequences of the calibration on which gradients are measured, null for
+            64 or as many as there are; they cost several forward passes.
+        trial_samples: sequences on which each block's damage is measured, null for 8 in the same
+            way.
         trust: power to which measured damage weights a block: 1 as it is, 0 not at all.
         round_to: ranks and widths are multiples of it; 64 for a model that is kept.
         anchor: null, or o and down are fitted towards the original outputs from what they read now,
@@ -62,10 +64,14 @@ class LorapPlus(Step):
     shrink_curves: Annotated[float, Field(ge=0, lt=1)]
     shrink_gradients: Annotated[float, Field(ge=0, lt=1)]
     gradient_samples: Annotated[int, Field(ge=1)] | None
-    trial_samples: Annotated[int, Field(ge=1)]
+    trial_samples: Annotated[int, Field(ge=1)] | None
     trust: Annotated[float, Field(ge=0, le=4)]
     anchor: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None
     round_to: Annotated[int, Field(ge=1)]
+
+    def sequences(self) -> dict[str, int]:
+        asked = {"gradient_samples": self.gradient_samples, "trial_samples": self.trial_samples}
+        return {setting: count for setting, count in asked.items() if count is not None}
 
     @property
     def sized(self) -> Sequence[str]:
@@ -74,7 +80,9 @@ class LorapPlus(Step):
     @property
     def curves(self) -> DamageCurves:
         """What is measured before sizes are chosen."""
-        return DamageCurves(self.shrink_curves, self.shrink_gradients, self.gradient_samples)
+        return DamageCurves(
+            self.shrink_curves, self.shrink_gradients, self.gradient_samples or GRADIENT_SAMPLES
+        )
 
     def survey(self, shape: Shape, edits: Sequence[Edit]) -> Iterable[Asked]:
         return [self.curves, self._trials(shape, edits)] if edits else []
@@ -84,7 +92,7 @@ class LorapPlus(Step):
         open_ = Shape(tuple(block for block in shape.blocks if block.index in touched))
         share = Plan(0.0, tuple(edits)).shape(open_).parameters / open_.parameters
         shares = tuple(round(s, 3) for s in ((1 + share) / 2, share, share / 2))
-        return Trials(self.curves, self._strengths, shares, self.trial_samples)
+        return Trials(self.curves, self._strengths, shares, self.trial_samples or TRIAL_SAMPLES)
 
     @property
     def _strengths(self) -> Strengths:
