@@ -97,6 +97,7 @@ ROWS = {
     "ratio=${foo}": "'ratio=${foo}' leaves a setting without a value",
     "~name": "'~name' leaves a setting without a value",
     "-m ratio=interval(0,1)": "ratio must be a list of values",
+    "method.stages.foo.bar=1": "allowed here: method.stages.attention, method.stages.mlp",
     "=0.2": "a setting is typed as key=value, got '=0.2'",
     "hydra/sweeper=foo": "hydra/sweeper must be one of basic",
     "--config-name=foo": "Cannot find primary config 'foo'",

@@ -296,7 +296,9 @@ def unknown_key(key: str) -> str:
         composed = hydra.compose("config", [a for a in chosen if "experiment=" not in a])
     known = sorted(_keys(OmegaConf.to_container(composed, resolve=False)))
     level = key.rpartition(".")[0]
-    beside = [k for k in known if k.rpartition(".")[0] == level] or known
+    while level and not any(k.startswith(f"{level}.") for k in known):
+        level = level.rpartition(".")[0]
+    beside = [k for k in known if k.rpartition(".")[0] == level]
     near = difflib.get_close_matches(key, known, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     return f"'{key}' is not a setting; {hint}allowed here: {', '.join(beside)}"
