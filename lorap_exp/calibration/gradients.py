@@ -143,5 +143,6 @@ def backward(
 def drawn(logits_NV: Tensor) -> Tensor:
     """One label for each token from the model's own prediction, (N,); the same ones every time."""
     generator = torch.Generator(logits_NV.device).manual_seed(0)
-    waits = torch.empty(logits_NV.shape, device=logits_NV.device).exponential_(generator=generator)
-    return (logits_NV.float().softmax(-1) / waits).argmax(-1)
+    sums = logits_NV.float().softmax(-1).cumsum(-1)
+    draws = torch.rand(len(sums), 1, device=sums.device, generator=generator) * sums[:, -1:]
+    return torch.searchsorted(sums, draws, right=True).squeeze(1).clamp_max(sums.shape[1] - 1)

@@ -1,6 +1,6 @@
 """What is measured of a model, and where: a probe is frozen, so it is its own key in the store."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -117,13 +117,11 @@ class TrialProbe(Protocol):
         """What must be derived of each block before."""
         ...
 
-    @property
-    def count(self) -> int:
-        """Of rewritings."""
-        ...
-
-    def rewrite(self, number: int, block: Any, seen: Any, derived: Mapping[str, Tensor]) -> None:
-        """Rewrite a block in one way, given its evidence and what was derived of it."""
+    def rewritings(
+        self, block: Any, seen: Any, derived: Mapping[str, Tensor]
+    ) -> Sequence[Callable[[Any], None]]:
+        """Ways to rewrite copies of a block, given its evidence and what was derived of it; as
+        many for every block."""
         ...
 
 

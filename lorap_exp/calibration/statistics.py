@@ -12,6 +12,8 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from lorap_exp.ops.products import gram
+
 
 class Statistic(Protocol):
     """Accumulates what one place of a block sees; `value` after N sequences.
@@ -44,8 +46,14 @@ class _Sum:
         self.tokens = 0
 
     def add(self, value: Tensor, tokens: int) -> None:
-        self.total = value if self.total is None else self.total + value
+        self.total = value if self.total is None else self.total.add_(value)
         self.tokens += tokens
+
+    def add_products(self, value: Tensor, tokens: int) -> None:
+        """Add a batch's products, float32, to a sum in float64."""
+        if self.total is None:
+            self.total = torch.zeros_like(value, dtype=torch.float64)
+        self.add(value, tokens)
 
     @property
     def seen(self) -> Tensor:
@@ -97,10 +105,9 @@ class SecondMoment(_Sum):
         self.sum: Tensor | None = None
 
     def update(self, x_TI: Tensor, other_TO: Tensor | None = None) -> None:
-        x = x_TI.float()
-        total = x.sum(0).double()
+        total = x_TI.float().sum(0).double()
         self.sum = total if self.sum is None else self.sum + total
-        self.add((x.mT @ x).double(), len(x))
+        self.add_products(gram(x_TI), len(x_TI))
 
     def value(self, sequences: int) -> Moments:
         assert self.sum is not None
@@ -148,8 +155,7 @@ class CrossMoment(_Sum):
 
     def update(self, x_TI: Tensor, other_TO: Tensor | None = None) -> None:
         assert other_TO is not None, "a cross moment is of both streams"
-        x, y = x_TI.float(), other_TO.float()
-        self.add(torch.stack([x.mT @ x, y.mT @ x]).double(), len(x))
+        self.add_products(torch.stack([gram(x_TI), gram(other_TO, x_TI)]), len(x_TI))
 
     def value(self, sequences: int) -> CrossMoments:
         second, cross = (self.seen / self.tokens).unbind()
@@ -187,12 +193,12 @@ class TargetMoment(_Sum):
     def update(self, x_TI: Tensor, other_TO: Tensor | None = None) -> None:
         assert other_TO is not None, "a target moment is of both streams"
         x, y = x_TI.float(), other_TO.float()
-        cross = (y.mT @ x).double()
+        cross = gram(other_TO, x_TI).double()
         self.cross = cross if self.cross is None else self.cross + cross
         sums = (x.sum(0).double(), y.sum(0).double(), y.double().square().sum(0))
         before = self.sums or tuple(map(torch.zeros_like, sums))
         self.sums = tuple(old + new for old, new in zip(before, sums, strict=True))
-        self.add((x.mT @ x).double(), len(x))
+        self.add_products(gram(x_TI), len(x_TI))
 
     def value(self, sequences: int) -> TargetMoments:
         assert self.cross is not None and self.sums is not None
@@ -217,8 +223,7 @@ class GradientMoment(_Sum):
 
     def update(self, x_TI: Tensor, other_TO: Tensor | None = None) -> None:
         assert other_TO is not None, "a gradient moment needs gradients"
-        g = other_TO.float()
-        self.add((g.mT @ g).double(), len(g))
+        self.add_products(gram(other_TO), len(other_TO))
 
     def value(self, sequences: int) -> Tensor:
         return self.seen / self.tokens
@@ -250,10 +255,12 @@ class WeightedMoment(_Sum):
 
     def update(self, x_TI: Tensor, other_TO: Tensor | None = None) -> None:
         assert other_TO is not None, "a weighted moment needs gradients"
-        x, weights = x_TI.float(), other_TO.float().square().sum(1)
+        weights = other_TO.float().square().sum(1)
         total = weights.sum().double()
         self.weight = total if self.weight is None else self.weight + total
-        self.add(((x * weights[:, None]).mT @ x).double(), len(x))
+        weighted = x_TI.float() * weights[:, None].sqrt()
+        narrow = x_TI.dtype == torch.bfloat16  # float16 has no room for small gradients
+        self.add_products(gram(weighted.bfloat16() if narrow else weighted), len(x_TI))
 
     def value(self, sequences: int) -> Tensor:
         assert self.weight is not None
@@ -267,7 +274,7 @@ class WeightGradient(_Sum):
 
     def update(self, x_TI: Tensor, other_TO: Tensor | None = None) -> None:
         assert other_TO is not None, "a weight's gradient needs gradients"
-        self.add(other_TO.float().mT @ x_TI.float(), len(x_TI))
+        self.add(gram(other_TO, x_TI), len(x_TI))
 
     def value(self, sequences: int) -> Tensor:
         return self.seen / self.tokens

@@ -6,7 +6,6 @@ a pass over the model measures only what is missing there.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import asdict, replace
-from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -54,7 +53,7 @@ def survey(
     """
     local = {canonical(probe) for probe in probes if isinstance(probe, Probe)}
     others: list[Any] = list(dict.fromkeys(p for p in probes if not isinstance(p, Probe)))
-    trials: list[TrialProbe] = [probe for probe in others if hasattr(probe, "rewrite")]
+    trials: list[TrialProbe] = [probe for probe in others if hasattr(probe, "rewritings")]
     others = list(dict.fromkeys([*others, *(trial.after() for trial in trials)]))
     derived: list[BlockProbe] = [probe for probe in others if hasattr(probe, "derive")]
     fewer = {probe: sequences for probe in derived if (sequences := probe.sequences) is not None}
@@ -102,12 +101,12 @@ def _tried(
 ) -> dict[int, list[float]]:
     """Damages of each block that is rewritten alone, by its number."""
 
-    def rewrite(number: int, block: Block) -> None:
-        probe.rewrite(number, block, seen[block.index], derived[block.index])
+    def rewritings(block: Block) -> Sequence[Callable[[Block], None]]:
+        return probe.rewritings(block, seen[block.index], derived[block.index])
 
     def compute() -> dict[str, list[float]]:
-        few, ways = ids[: probe.sequences], [partial(rewrite, n) for n in range(probe.count)]
-        found = trial_walk(source, few, ways, how, bars(probe.name, "block"))
+        few = ids[: probe.sequences]
+        found = trial_walk(source, few, rewritings, how, bars(probe.name, "block"))
         return {str(index): values for index, values in found.items()}
 
     if sharing is None:

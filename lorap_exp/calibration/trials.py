@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import kl_div, log_softmax
+from torch.nn.functional import log_softmax
 
 from lorap_exp.calibration.observe import run_batches
 from lorap_exp.calibration.stream import Stream, logits_after, open_stream
@@ -29,7 +29,7 @@ STRIDE = 2
 def trial_walk(
     source: Source,
     ids: Tensor,
-    rewrites: Sequence[Callable[[Block], None]],
+    rewritings: Callable[[Block], Sequence[Callable[[Block], None]]],
     how: Walk,
     progress: Callable[[Iterable[Any]], Iterable[Any]],
 ) -> dict[int, list[float]]:
@@ -38,7 +38,7 @@ def trial_walk(
     Args:
         source: not changed.
         ids: tokens (samples, length).
-        rewrites: each rewrites a copy of a block.
+        rewritings: of a block; each rewrites a copy of it. There are as many for every block.
         how: batch size and place of hidden states.
         progress: wraps the blocks.
     """
@@ -47,7 +47,8 @@ def trial_walk(
     for position, block in enumerate(progress(source.blocks)):
         with source.opened(block, rewrite=False, original=True):
             changed = {n: run_batches(block.module, position, s) for n, s in changed.items()}
-            for number, rewrite in enumerate(rewrites if block.family.matrices else ()):
+            ways = rewritings(block) if block.family.matrices else ()
+            for number, rewrite in enumerate(ways):
                 trial = replace(block, module=copy.deepcopy(block.module))
                 rewrite(trial)
                 changed[block.index, number] = run_batches(trial.module, position, original)
@@ -58,13 +59,14 @@ def trial_walk(
         few = batch[:, ::STRIDE].to(source.device)
         tokens += few.numel()
         before = _log_probabilities(source, original[number], few)
+        weights = before.exp()
         for key, stream in changed.items():
             after = _log_probabilities(source, stream[number], few)
-            lost[key] += float(kl_div(after, before, reduction="sum", log_target=True))
-    return {
-        index: [lost[index, number] / tokens for number in range(len(rewrites))]
-        for index in dict.fromkeys(index for index, _ in changed)
-    }
+            lost[key] += float((before - after).mul_(weights).sum(dtype=torch.float64))
+    found: dict[int, list[float]] = {}
+    for (index, _), total in lost.items():
+        found.setdefault(index, []).append(total / tokens)
+    return found
 
 
 def _log_probabilities(source: Source, hidden_BTH: Tensor, ids_BT: Tensor) -> Tensor:

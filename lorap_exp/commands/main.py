@@ -268,15 +268,9 @@ def _of_hydra(error: Exception) -> str | None:
 
 def _not_composed(error: HydraException) -> str | None:
     """What a configuration that Hydra cannot compose lacks."""
-    text = str(error)
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
-        group, _, name = str(error.missing_cfg_file).rpartition("/")
-        if group.startswith("hydra/") and (extra := EXTRAS.get(name.partition("_")[0])):
-            return f"{group}={name} needs an extra: pip install 'lorap-exp[{extra}]'"
-        allowed = options_of(group) or list(error.options)
-        return f"{group} must be one of {', '.join(allowed)}, got '{name}'"
     if isinstance(error, MissingConfigException):
-        return one_line(error)
+        return _no_option(error)
+    text = str(error)
     if found := re.search(r"Error merging override ([^=]+)=(.*)", text):
         return f"{found[1].lstrip('+')} must be of the kind that it has in conf/, got '{found[2]}'"
     if found := re.search(r"Ambiguous value for argument '([^=]+)=([^']*)'", text):
@@ -286,6 +280,17 @@ def _not_composed(error: HydraException) -> str | None:
     ):
         return unknown_key(found[1])
     return None
+
+
+def _no_option(error: MissingConfigException) -> str:
+    """A group without the option that was asked for."""
+    if not (error.missing_cfg_file and error.options):
+        return one_line(error)
+    group, _, name = str(error.missing_cfg_file).rpartition("/")
+    if group.startswith("hydra/") and (extra := EXTRAS.get(name.partition("_")[0])):
+        return f"{group}={name} needs an extra: pip install 'lorap-exp[{extra}]'"
+    allowed = options_of(group) or list(error.options)
+    return f"{group} must be one of {', '.join(allowed)}, got '{name}'"
 
 
 def unknown_key(key: str) -> str:

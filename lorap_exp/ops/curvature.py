@@ -9,6 +9,7 @@ Shapes: O outputs, I inputs, R rank, U units of F features each.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -32,21 +33,73 @@ def root_factor(S_II: Tensor, share: float = 0.0) -> tuple[Tensor, Tensor]:
     return scale[:, None] * factor, inverse / scale
 
 
+class Metric:
+    """A second moment shrunk towards its diagonal; what is computed of it is computed once.
+
+    Args:
+        moment: (F, F), or its diagonal (F,), which is left as it is.
+        share: of the shrinkage, in [0, 1).
+    """
+
+    def __init__(self, moment: Tensor, share: float) -> None:
+        self._moment, self._share = moment, share
+
+    def __len__(self) -> int:
+        return len(self._moment)
+
+    @cached_property
+    def shrunk(self) -> Tensor:
+        """(F, F) or (F,), float64."""
+        moment = self._moment
+        return moment.double() if moment.ndim == 1 else shrunk(moment, self._share)
+
+    @cached_property
+    def roots(self) -> tuple[Tensor, Tensor]:
+        """L with L L^T the metric, and its inverse, (F, F) float64."""
+        if self._moment.ndim == 2:
+            return root_factor(self._moment, self._share)
+        scale = self.shrunk.sqrt()
+        scale = scale.clamp_min(float(scale.mean()) * 1e-8 + 1e-30)
+        return torch.diag(scale), torch.diag(1 / scale)
+
+    def times(self, X_FK: Tensor) -> Tensor:
+        """The metric times a matrix."""
+        return self.shrunk[:, None] * X_FK if self.shrunk.ndim == 1 else self.shrunk @ X_FK
+
+    def turned(self, turn_FK: Tensor) -> "Metric":
+        """In another basis, whose features are the columns of `turn_FK`."""
+        return Metric(turn_FK.mT @ self._moment @ turn_FK, self._share)
+
+    def of(self, kept: Tensor) -> "Metric":
+        """Of some features alone."""
+        moment = self._moment[kept]
+        return Metric(moment if moment.ndim == 1 else moment[:, kept], self._share)
+
+
 @dataclass(frozen=True)
 class TwoSided:
     """The low-rank approximations of one matrix under both metrics, for every rank.
 
-    `energies` are the squared singular values, descending: their tail sum from r is the damage of
-    rank r.
+    Attributes:
+        energies: squared singular values, descending: their tail sum from r is the damage of rank
+            r.
+        vectors: of the eigenproblem on the smaller side, in its columns.
     """
 
     energies: Tensor
-    left: Tensor
-    right: Tensor
+    vectors: Tensor
+    weight: Tensor
+    outputs: Metric
+    inputs: Metric
 
     def factors(self, rank: int) -> tuple[Tensor, Tensor]:
         """L (O, R) and R (R, I), float64."""
-        return self.left[:, :rank], self.right[:rank]
+        few = self.vectors[:, :rank]
+        if on_inputs(self.weight):
+            root, inverse = self.inputs.roots
+            return self.weight @ (root @ few), few.mT @ inverse
+        root, inverse = self.outputs.roots
+        return inverse.mT @ few, (root @ few).mT @ self.weight
 
     @property
     def tails(self) -> Tensor:
@@ -54,30 +107,29 @@ class TwoSided:
         return tail_sums(self.energies)
 
 
-def two_sided(W_OI: Tensor, G: Tensor, S_II: Tensor, share_g: float, share_s: float) -> TwoSided:
+def on_inputs(W_OI: Tensor) -> bool:
+    """Whether the inputs are the smaller side."""
+    return W_OI.shape[1] <= W_OI.shape[0]
+
+
+def two_sided(W_OI: Tensor, outputs: Metric, inputs: Metric) -> TwoSided:
     """Best approximations under tr(G dW S dW^T), for every rank at once.
+
+    One eigenproblem on the smaller side of the matrix, float64.
 
     Args:
         W_OI: weight.
-        G: (O, O), or its diagonal (O,).
-        S_II: second moment of the inputs.
-        share_g: shrinkage of G towards its diagonal.
-        share_s: shrinkage of S.
-
-    One eigenproblem on the smaller side of the matrix, float64.
+        outputs: G.
+        inputs: S.
     """
     W = W_OI.double()
-    whitened, root, inverse = _whitened(W, G, S_II, share_g, share_s)
-    values, vectors = torch.linalg.eigh(whitened)
-    energies, vectors = values.flip(0).clamp_min(0), vectors.flip(-1)
-    if W.shape[1] <= W.shape[0]:
-        return TwoSided(energies, W @ (root @ vectors), vectors.mT @ inverse)
-    return TwoSided(energies, inverse.mT @ vectors, vectors.mT @ (root.mT @ W))
+    values, vectors = torch.linalg.eigh(_whitened(W, outputs, inputs))
+    return TwoSided(values.flip(0).clamp_min(0), vectors.flip(-1), W, outputs, inputs)
 
 
-def tails(W_OI: Tensor, G: Tensor, S_II: Tensor, share_g: float, share_s: float) -> Tensor:
+def tails(W_OI: Tensor, outputs: Metric, inputs: Metric) -> Tensor:
     """`two_sided(...).tails` without the factors, several times faster."""
-    whitened, _, _ = _whitened(W_OI.double(), G, S_II, share_g, share_s)
+    whitened = _whitened(W_OI.double(), outputs, inputs)
     return tail_sums(torch.linalg.eigvalsh(whitened).flip(0).clamp_min(0))
 
 
@@ -87,21 +139,13 @@ def tail_sums(energies_K: Tensor) -> Tensor:
     return torch.cat([total, total.new_zeros(1)])
 
 
-def _whitened(
-    W: Tensor, G: Tensor, S_II: Tensor, share_g: float, share_s: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The eigenproblem on the smaller side, and the root and inverse root of that side's metric."""
-    if W.shape[1] <= W.shape[0]:
-        root, inverse = root_factor(S_II, share_s)
-        GW = G.double()[:, None] * W if G.ndim == 1 else shrunk(G, share_g) @ W
-        return root.mT @ (W.mT @ GW) @ root, root, inverse
-    if G.ndim == 1:
-        scale = G.double().sqrt()
-        scale = scale.clamp_min(float(scale.mean()) * 1e-8 + 1e-30)
-        root, inverse = torch.diag(scale), torch.diag(1 / scale)
-    else:
-        root, inverse = root_factor(G, share_g)
-    return root.mT @ (W @ shrunk(S_II, share_s) @ W.mT) @ root, root, inverse
+def _whitened(W: Tensor, outputs: Metric, inputs: Metric) -> Tensor:
+    """The matrix of the eigenproblem on the smaller side."""
+    if on_inputs(W):
+        root = inputs.roots[0]
+        return root.mT @ (W.mT @ outputs.times(W)) @ root
+    root = outputs.roots[0]
+    return root.mT @ (W @ inputs.times(W.mT)) @ root
 
 
 @dataclass(frozen=True)
@@ -140,7 +184,7 @@ def eliminate(
     units = torch.arange(len(W), device=W.device)[:, None] if units_UF is None else units_UF
     features = units.shape[1]
     order = units.flatten()
-    W, inverse = W[order], torch.linalg.inv(correlation)[order][:, order]
+    W, inverse = W[order], _inverse(correlation)[order][:, order]
     alive, damage = torch.arange(len(units), device=W.device), 0.0
     kept, damages, order_of = [], [], []
     for size in sizes:
@@ -159,6 +203,11 @@ def eliminate(
         kept.append(alive)
         damages.append(damage)
     return Elimination(kept, damages, torch.cat([*order_of, alive]))
+
+
+def _inverse(S: Tensor) -> Tensor:
+    """Of a positive definite matrix."""
+    return torch.cholesky_inverse(torch.linalg.cholesky(S))
 
 
 def _columns(units: Tensor, features: int) -> Tensor:

@@ -49,12 +49,17 @@ class Entry:
     used: float
 
 
+SLACK = 50
+"""A process looks whether the store is too large whenever it has written a 50th of the limit."""
+
+
 class Store:
-    """A folder of entries, of at most `limit` bytes."""
+    """A folder of entries, of `limit` bytes and at most a 50th more for each process."""
 
     def __init__(self, folder: Path, limit: int) -> None:
         self.folder, self.limit = folder, limit
         self._pins: Pins | None = None
+        self._written: int | None = None
 
     def open(self) -> "Store":
         """Make the folder with its mark, or take one that has it.
@@ -154,7 +159,10 @@ class Store:
         meta = {"key": key, "sha256": hashlib.sha256(raw).hexdigest(), "bytes": len(raw)}
         partial.write_text(json.dumps(meta, indent=1), encoding="utf-8")
         partial.replace(path.with_suffix(".json"))
-        self.prune(self.limit, keep=path)
+        self._written = None if self._written is None else self._written + len(raw)
+        if self._written is None or self._written >= self.limit // SLACK:
+            self.prune(self.limit, keep=path)
+            self._written = 0
 
     def _path(self, kind: str, key: Key) -> Path:
         name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]

@@ -28,7 +28,7 @@ def test_each_block_alone(
 ) -> None:
     model = tiny(family, blocks=3)
     before = model(IDS).logits[:, ::STRIDE].log_softmax(-1)
-    found = trial_walk(Source(model), IDS, [halve], Walk(batch_size), iter)
+    found = trial_walk(Source(model), IDS, lambda _: [halve], Walk(batch_size), iter)
     assert torch.equal(model(IDS).logits[:, ::STRIDE].log_softmax(-1), before), "not changed"
     assert set(found) == {0, 1, 2}
     for block in blocks_of(model):

@@ -11,8 +11,7 @@ from torch import Tensor
 from lorap_exp.calibration.evidence import Evidence
 from lorap_exp.calibration.probes import Probe
 from lorap_exp.models.families import Block
-from lorap_exp.ops.curvature import balanced, eliminate, tails
-from lorap_exp.ops.modules import shrunk
+from lorap_exp.ops.curvature import Elimination, Metric, balanced, eliminate, tails
 from lorap_exp.planning.nested import Module, Ranks, Values, rank_costs
 from lorap_exp.planning.shapes import BlockShape
 
@@ -53,43 +52,50 @@ class DamageCurves:
 
     @torch.no_grad()
     def derive(self, block: Block, seen: Evidence) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
-        for name in FULL:
-            G, S = (seen[Probe(name, what)] for what in ("gradient_moment", "weighted_moment"))
-            if name != "down":
-                found[name] = tails(block.weight(name), G, S, self.share_g, self.share_s)
+        outputs = {n: Metric(seen[Probe(n, "gradient_moment")], self.share_g) for n in FULL}
+        inputs = {n: Metric(seen[Probe(n, "weighted_moment")], self.share_s) for n in FULL}
+        found = {
+            name: tails(block.weight(name), outputs[name], inputs[name])
+            for name in FULL
+            if name != "down"
+        }
+        found |= self._values(block, outputs["o"].shrunk, inputs["o"].shrunk)
+        return found | self._channels(block, seen, outputs["down"].shrunk, inputs["down"].shrunk)
+
+    def _values(self, block: Block, metric: Tensor, moment: Tensor) -> dict[str, Tensor]:
         heads = ValueHeads(block)
-        metric = shrunk(seen[Probe("o", "gradient_moment")], self.share_g)
-        moment = shrunk(seen[Probe("o", "weighted_moment")], self.share_s)
         turn, back = heads.basis(moment, metric)
         units = heads.units()
         sizes = steps(len(units), VALUE_STEPS)
         rotated = heads.weight("o").double() @ back
         gone = eliminate(rotated.float(), (turn @ moment @ turn.mT).float(), metric, sizes, units)
-        found |= {"values.sizes": torch.tensor(sizes), "values": torch.tensor(gone.damages)}
-        found["values.order"] = gone.order
-        return found | self._channels(block, seen)
+        return _elimination("values", sizes, gone)
 
-    def _channels(self, block: Block, seen: Evidence) -> dict[str, Tensor]:
+    def _channels(
+        self, block: Block, seen: Evidence, metric: Tensor, moment: Tensor
+    ) -> dict[str, Tensor]:
         down = block.weight("down")
-        metric = shrunk(seen[Probe("down", "gradient_moment")], self.share_g)
-        moment = shrunk(seen[Probe("down", "weighted_moment")], self.share_s)
         sizes = steps(down.shape[1], CHANNEL_STEPS)
         gone = eliminate(down.float(), moment.float(), metric, sizes)
-        found = {"ffn.sizes": torch.tensor(sizes), "ffn": torch.tensor(gone.damages)}
-        found["ffn.order"] = gone.order
-        S = seen[Probe("up", "second_moment")].second
+        found = _elimination("ffn", sizes, gone)
+        inputs = Metric(seen[Probe("up", "second_moment")].second, self.share_s)
         for name in ("gate", "up"):
             if name not in block.family.matrices:
                 continue
-            square = seen[Probe(name, "gradient_square")]
+            outputs = Metric(seen[Probe(name, "gradient_square")], self.share_g)
             for anchor in ANCHORS:
                 kept = gone.kept[anchor]
                 part = block.weight(name)[kept]
-                found[f"{name}.{sizes[anchor]}"] = tails(
-                    part, square[kept], S, self.share_g, self.share_s
-                )
+                found[f"{name}.{sizes[anchor]}"] = tails(part, outputs.of(kept), inputs)
         return found
+
+
+def _elimination(space: str, sizes: Sequence[int], gone: Elimination) -> dict[str, Tensor]:
+    """Of the units of a space, as it is stored."""
+    found = {"sizes": torch.tensor(sizes), "order": gone.order}
+    return {f"{space}.{name}": value for name, value in found.items()} | {
+        space: torch.tensor(gone.damages)
+    }
 
 
 def steps(units: int, count: int) -> list[int]:

@@ -16,8 +16,8 @@ from lorap_exp.methods.pruning import size_of
 from lorap_exp.models.families import Block
 from lorap_exp.models.rewriting import rewritten
 from lorap_exp.ops.anchored import refit
-from lorap_exp.ops.curvature import eliminate, two_sided
-from lorap_exp.ops.modules import refit_columns, shrunk
+from lorap_exp.ops.curvature import Metric, TwoSided, eliminate, two_sided
+from lorap_exp.ops.modules import refit_columns
 from lorap_exp.planning.edits import Edit, Factor, Resize
 
 VALUE_ROUNDS, CHANNEL_ROUNDS = 8, 16
@@ -35,6 +35,25 @@ class Strengths:
     anchor: float | None
 
 
+class Curvature:
+    """Metrics of the outputs of one block's matrices, each computed once for all rewritings of it.
+
+    `whole` holds factorisations of matrices of full size, by name, each of one input metric.
+    """
+
+    def __init__(self, seen: Evidence, share: float) -> None:
+        self._seen, self._share = seen, share
+        self._metrics: dict[str, Metric] = {}
+        self.whole: dict[str, TwoSided] = {}
+
+    def of(self, name: str) -> Metric:
+        """Of the gradients at the outputs of a matrix."""
+        if name not in self._metrics:
+            what = "gradient_square" if name in ("gate", "up") else "gradient_moment"
+            self._metrics[name] = Metric(self._seen[Probe(name, what)], self._share)
+        return self._metrics[name]
+
+
 class Rewriting:
     """The rewriting of one block, visit by visit."""
 
@@ -43,7 +62,7 @@ class Rewriting:
         strengths: Strengths,
         block: Block,
         edits: Sequence[Edit],
-        curvature: Evidence,
+        curvature: Curvature,
         carry: Carry,
         orders: Mapping[str, Tensor],
     ) -> None:
@@ -59,48 +78,51 @@ class Rewriting:
         ranks = (e.rank for e in self._edits if isinstance(e, Factor) and e.matrix == name)
         return next(ranks, None)
 
-    def _metric(self, name: str) -> Tensor:
-        what = "gradient_square" if name in ("gate", "up") else "gradient_moment"
-        found: Tensor = self._curvature[Probe(name, what)]
-        return found
-
     def _factors(
-        self, name: str, weight: Tensor, metric: Tensor, moment: Tensor
+        self, name: str, weight: Tensor, outputs: Metric, inputs: Metric
     ) -> tuple[Tensor, Tensor] | None:
         if (rank := self._rank(name)) is None:
             return None
-        step = self._step
         with naming(name, self._block):
-            found = two_sided(weight, metric, moment, step.shrink_gradients, step.shrink_inputs)
-        return found.factors(rank)
+            return two_sided(weight, outputs, inputs).factors(rank)
 
-    def inputs_of_attention(self, moment: Tensor, mixed: Tensor) -> None:
+    def _factors_of_whole(self, name: str, inputs: Metric) -> tuple[Tensor, Tensor] | None:
+        """Of a matrix as it is."""
+        if (rank := self._rank(name)) is None:
+            return None
+        whole = self._curvature.whole
+        with naming(name, self._block):
+            if name not in whole:
+                weight = self._block.weight(name)
+                whole[name] = two_sided(weight, self._curvature.of(name), inputs)
+            return whole[name].factors(rank)
+
+    def inputs_of_attention(self, inputs: Metric, mixed: Metric) -> None:
         """Ranks of q and k; value heads rotated, the least features removed, the rank of v.
 
-        `moment` is that of the inputs of q, k and v, `mixed` that of o.
+        `inputs` is the metric of the inputs of q, k and v, `mixed` that of o.
         """
         block = self._block
         for name in ("q", "k"):
             linear = block.linear(name)
-            factors = self._factors(name, linear.weight, self._metric(name), moment)
+            factors = self._factors_of_whole(name, inputs)
             if factors is not None:
                 made = rewritten(linear, linear.weight, linear.bias, factors=factors)
                 block.replace(name, made)
         size = size_of(self._edits, "values")
         if size is None:
             v = block.linear("v")
-            factors = self._factors("v", v.weight, self._metric("v"), moment)
+            factors = self._factors_of_whole("v", inputs)
             if factors is not None:
                 block.replace("v", rewritten(v, v.weight, v.bias, factors=factors))
             self._carry |= {"columns": None, "inputs": mixed}
             return
-        self._narrow_values(size, moment, mixed)
+        self._narrow_values(size, inputs, mixed.shrunk)
 
-    def _narrow_values(self, size: int, moment: Tensor, mixed: Tensor) -> None:
-        step, block, heads = self._step, self._block, ValueHeads(self._block)
+    def _narrow_values(self, size: int, inputs_of_v: Metric, mixed: Tensor) -> None:
+        block, heads = self._block, ValueHeads(self._block)
         v, o = block.linear("v"), block.linear("o")
-        metric = shrunk(self._metric("o"), step.shrink_gradients)
-        mixed = shrunk(mixed, step.shrink_inputs)
+        metric = self._curvature.of("o").shrunk
         turns, backs = heads.turns(mixed, metric)
         turn, back = torch.block_diag(*turns), torch.block_diag(*backs)
         whole, whole_back = heads.basis(mixed, metric)
@@ -116,11 +138,12 @@ class Rewriting:
         fitted = refit_columns(reader, inputs, columns, ridge)
         values = (turn @ v.weight.double())[kept]
         bias = None if v.bias is None else (turn @ v.bias.double())[kept]
-        gradients = (back.mT @ self._metric("v") @ back)[kept][:, kept]
-        factors = self._factors("v", values, gradients, moment)
+        gradients = self._curvature.of("v").turned(back).of(kept)
+        factors = self._factors("v", values, gradients, inputs_of_v)
         block.replace("v", rewritten(v, values, bias, rows=kept, factors=factors))
         block.replace("o", rewritten(o, fitted, o.bias, columns=columns))
-        self._carry |= {"columns": columns, "inputs": inputs[columns][:, columns]}
+        again = Metric(inputs[columns][:, columns], self._step.shrink_inputs)
+        self._carry |= {"columns": columns, "inputs": again}
 
     def output_of_attention(self, moments: Any) -> None:
         """o fitted to the original outputs from what it reads now; then its rank."""
@@ -131,29 +154,29 @@ class Rewriting:
             second, cross = second[columns][:, columns], cross[:, columns]
             weight = weight[:, columns]
         assert self._step.anchor is not None
-        self._write_output(refit(second, cross, weight, self._step.anchor), second)
+        inputs = Metric(second, self._step.shrink_inputs)
+        self._write_output(refit(second, cross, weight, self._step.anchor), inputs)
 
     def output_alone(self) -> None:
         """The rank of o, which is left as it is otherwise."""
         columns, weight = self._carry["columns"], self._block.weight("o").double()
         self._write_output(weight if columns is None else weight[:, columns], self._carry["inputs"])
 
-    def _write_output(self, fitted: Tensor, second: Tensor) -> None:
+    def _write_output(self, fitted: Tensor, inputs: Metric) -> None:
         block, o, columns = self._block, self._block.linear("o"), self._carry.pop("columns")
-        factors = self._factors("o", fitted, self._metric("o"), second)
+        factors = self._factors("o", fitted, self._curvature.of("o"), inputs)
         if columns is None and factors is None:
             o.weight.copy_(fitted)
             return
         made = rewritten(_like(o), fitted, o.bias, columns=columns, factors=factors)
         block.replace("o", made)
 
-    def channels(self, moment: Tensor, inner: Tensor) -> None:
+    def channels(self, inputs: Metric, inputs_of_down: Metric) -> None:
         """The least channels removed, ranks of gate and up.
 
-        `moment` is that of the inputs of gate and up, `inner` that of down.
+        `inputs` is the metric of the inputs of gate and up.
         """
-        step, block = self._step, self._block
-        inner = shrunk(inner, step.shrink_inputs)
+        block, inner = self._block, inputs_of_down.shrunk
         down = block.linear("down")
         size = size_of(self._edits, "ffn")
         kept = torch.arange(down.in_features, device=inner.device)
@@ -161,7 +184,7 @@ class Rewriting:
             if "ffn" in self._orders:
                 kept = self._orders["ffn"][-size:].sort().values
             else:
-                metric = shrunk(self._metric("down"), step.shrink_gradients)
+                metric = self._curvature.of("down").shrunk
                 sizes = _rounds(down.in_features, size, CHANNEL_ROUNDS)
                 kept = eliminate(down.weight.float(), inner.float(), metric, sizes).kept[-1]
             ridge = SMALL * float(inner.diagonal().mean())
@@ -173,7 +196,7 @@ class Rewriting:
             linear = block.linear(name)
             weight = linear.weight[kept]
             bias = None if linear.bias is None else linear.bias[kept]
-            factors = self._factors(name, weight, self._metric(name)[kept], moment)
+            factors = self._factors(name, weight, self._curvature.of(name).of(kept), inputs)
             if size is not None or factors is not None:
                 block.replace(name, rewritten(linear, weight, bias, factors=factors))
 

@@ -30,8 +30,9 @@ from lorap_exp.methods.lorap_plus.curves import (
     modules_of,
     stride,
 )
-from lorap_exp.methods.lorap_plus.rewriting import Rewriting, Strengths
+from lorap_exp.methods.lorap_plus.rewriting import Curvature, Rewriting, Strengths
 from lorap_exp.methods.lorap_plus.trials import Trials, responses, spend
+from lorap_exp.ops.curvature import Metric
 from lorap_exp.planning.edits import Edit, Factor, Plan, Resize
 from lorap_exp.planning.options import Option, rank_option, width_option
 from lorap_exp.planning.shapes import BlockShape, Shape
@@ -143,11 +144,11 @@ class LorapPlus(Step):
         if not edits:
             return ()
         block = part.block
-        work = Rewriting(self._strengths, block, edits, carry["survey"][block.index], carry, {})
+        curvature = Curvature(carry["survey"][block.index], self.shrink_gradients)
+        work = Rewriting(self._strengths, block, edits, curvature, carry, {})
         match part.names:
             case ("q", "k", "v"):
-                moments = (seen[probe].second for probe in ATTENTION_INPUTS)
-                work.inputs_of_attention(*moments)
+                work.inputs_of_attention(*self._metrics(seen, ATTENTION_INPUTS))
                 return work.edits_of("q", "k", "v", space="values")
             case ("o",):
                 if self.anchor is None:
@@ -158,8 +159,11 @@ class LorapPlus(Step):
             case ("down",):
                 work.output_of_mlp(seen[CHANNELS])
                 return ()
-        work.channels(*(seen[probe].second for probe in MLP_INPUTS))
+        work.channels(*self._metrics(seen, MLP_INPUTS))
         return work.edits_of("gate", "up", "down", space="ffn")
+
+    def _metrics(self, seen: Evidence, probes: Iterable[Probe]) -> list[Metric]:
+        return [Metric(seen[probe].second, self.shrink_inputs) for probe in probes]
 
 
 def _even(block: BlockShape, share: float) -> list[Edit]:

@@ -1,8 +1,9 @@
 """The damage of each block alone at several sizes, and how it corrects what the curves predict."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -11,8 +12,9 @@ from torch import Tensor
 from lorap_exp.calibration.evidence import Evidence
 from lorap_exp.calibration.probes import Probe
 from lorap_exp.methods.lorap_plus.curves import FORM, DamageCurves, modules_of
-from lorap_exp.methods.lorap_plus.rewriting import Rewriting, Strengths
+from lorap_exp.methods.lorap_plus.rewriting import Curvature, Rewriting, Strengths
 from lorap_exp.models.families import Block
+from lorap_exp.ops.curvature import Metric
 from lorap_exp.planning.edits import Edit
 from lorap_exp.planning.nested import Module, allocate, damage_of, least
 from lorap_exp.planning.shapes import BlockShape
@@ -35,26 +37,29 @@ class Trials:
     sequences: int
     name: ClassVar[str] = "trials"
 
-    @property
-    def count(self) -> int:
-        return len(self.shares)
-
     def after(self) -> DamageCurves:
         return self.curves
 
-    @torch.no_grad()
-    def rewrite(
-        self, number: int, block: Block, seen: Evidence, derived: Mapping[str, Tensor]
-    ) -> None:
-        """Attention and MLP, by the moments that the curves are of."""
-        shape = block.shape()
-        edits = block_plan(modules_of(shape, derived), shape, self.shares[number])
+    def rewritings(
+        self, block: Block, seen: Evidence, derived: Mapping[str, Tensor]
+    ) -> list[Callable[[Block], None]]:
+        """Attention and MLP to each share, by the moments that the curves are of."""
+        shape, share = block.shape(), self.strengths.shrink_inputs
+        modules = modules_of(shape, derived)
         orders = {space: derived[f"{space}.order"] for space in ("values", "ffn")}
-        work = Rewriting(self.strengths, block, edits, seen, {}, orders)
-        moments = {name: seen[Probe(name, "weighted_moment")] for name in ("q", "o", "down")}
-        work.inputs_of_attention(moments["q"], moments["o"])
-        work.output_alone()
-        work.channels(seen[Probe("up", "second_moment")].second, moments["down"])
+        curvature = Curvature(seen, self.strengths.shrink_gradients)
+        inputs = {n: Metric(seen[Probe(n, "weighted_moment")], share) for n in ("q", "o", "down")}
+        of_mlp = Metric(seen[Probe("up", "second_moment")].second, share)
+
+        @torch.no_grad()
+        def rewrite(kept: float, copy: Block) -> None:
+            edits = block_plan(modules, shape, kept)
+            work = Rewriting(self.strengths, copy, edits, curvature, {}, orders)
+            work.inputs_of_attention(inputs["q"], inputs["o"])
+            work.output_alone()
+            work.channels(of_mlp, inputs["down"])
+
+        return [partial(rewrite, kept) for kept in self.shares]
 
 
 @dataclass(frozen=True)
