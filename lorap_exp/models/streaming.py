@@ -23,7 +23,7 @@ from lorap_exp.models.headers import weight_files
 from lorap_exp.models.layout import block_forms
 from lorap_exp.models.modeling_compressed import reshape_linear
 from lorap_exp.models.source import Source
-from lorap_exp.models.tensor_files import Place, gather, merged, places_in, read, write
+from lorap_exp.models.tensor_files import Place, gather, mapped, merged, places_in, read, write
 from lorap_exp.planning.edits import Edit, Plan
 from lorap_exp.workspace.files import replacing, write_json
 
@@ -77,10 +77,11 @@ class StreamedSource(Source):
         return {int(index): list(Plan.from_dict(plan).edits) for index, plan in raw.items()}
 
     def _load_rest(self) -> None:
-        """Embedding, norms and head stay in memory; tied heads are tied."""
+        """Embedding, norms and head, of which only the pages that are used are read; tied heads are
+        tied."""
         layers = self._family.layers + "."
         rest = {name: p for name, p in self._places.items() if not name.startswith(layers)}
-        loaded = {name: self._ready(read(place)) for name, place in rest.items()}
+        loaded = {name: self._ready(mapped(place)) for name, place in rest.items()}
         self.model.load_state_dict(loaded, strict=False, assign=True)
         self.model.tie_weights()
         for name, buffer in self.model.named_buffers():

@@ -1,4 +1,4 @@
-"""Safetensors files read and written a few tensors at a time, without mapping them into memory.
+"""Safetensors files read and written a few tensors at a time.
 
 A file is 8 bytes (the header's length, little-endian), the header in JSON, and the tensors. What is
 written here is byte for byte what `safetensors` writes for the same tensors.
@@ -63,6 +63,14 @@ def read(place: Place) -> Tensor:
     raw = np.fromfile(place.file, dtype=np.uint8, count=place.size, offset=place.start)
     if len(raw) < place.size:
         raise ValueError(f"'{place.file}' ends inside a tensor")
+    return torch.from_numpy(raw).view(TYPES[place.dtype]).reshape(place.shape)
+
+
+def mapped(place: Place) -> Tensor:
+    """A tensor whose pages are read from the file when they are used; the file is never changed."""
+    if place.size == 0:
+        return read(place)
+    raw = np.memmap(place.file, np.uint8, mode="c", offset=place.start, shape=(place.size,))
     return torch.from_numpy(raw).view(TYPES[place.dtype]).reshape(place.shape)
 
 
