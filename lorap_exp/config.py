@@ -158,7 +158,12 @@ class RandomModelConfig(Section):
 
 
 class ModelConfig(Section):
-    """Where a dense model comes from: a wheel when installed, else hub or folder."""
+    """Where a dense model comes from: a wheel when installed, else hub or folder.
+
+    Attributes:
+        path: a hub id or a folder.
+        revision: of a hub id.
+    """
 
     name: str
     path: str | None
@@ -240,7 +245,20 @@ class MethodConfig(Section):
 
 
 class CalibrationConfig(Section):
-    """Windows of text on which statistics are taken."""
+    """Windows of text on which statistics are taken.
+
+    Attributes:
+        text: whose; `files` takes those of `files`.
+        split: of the text.
+        files: paths of .txt, .jsonl, .jsonl.gz or .parquet.
+        separator: what ends a document in a text file.
+        samples: windows.
+        length: tokens of a window.
+        batch_size: windows at a time.
+        propagation: inputs of a block come from the compressed blocks before it, or the originals.
+        order: measured before a block is rewritten, or again behind each rewritten group.
+        hidden_states: where they wait between blocks.
+    """
 
     name: Name
     text: TextName | Literal["files"]
@@ -265,7 +283,12 @@ class CalibrationConfig(Section):
 
 
 class PerplexityConfig(Section):
-    """A profile and the texts scored under it."""
+    """A profile and the texts scored under it.
+
+    Attributes:
+        profile: fixes chunk length, split and joiner: docs/evaluation.md.
+        max_tokens: the first ones of each text; null for all.
+    """
 
     profile: ProfileName
     texts: Annotated[
@@ -382,7 +405,21 @@ class AnalysisConfig(Section):
 
 
 class Config(Section):
-    """One experiment."""
+    """One experiment.
+
+    Attributes:
+        name: folder of the sweep under `output_root`; the same command goes on where it stopped.
+        ratio: share of the weights that goes, in [0, 1).
+        ratio_of: weights of attention and MLP, as the papers count, or all parameters.
+        seed: of calibration windows and random models.
+        device: auto, cpu, cuda or cuda:N.
+        dtype: of the weights and of what is computed with them.
+        output_root: folder of all sweeps.
+        export: factors as they are, or multiplied out for tools that know only dense layers.
+        stream: a block at a time from disk; auto where the weights exceed 0.6 of the free memory.
+        keep_model: false removes the saved model once the job is finished.
+        published: the table that the report sets beside the measured rows.
+    """
 
     name: Annotated[Name, BOOKKEEPING]
     ratio: Annotated[float, AfterValidator(_ratio)]

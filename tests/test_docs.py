@@ -13,6 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from lorap_exp import pipeline
+from lorap_exp.commands import settings
 from lorap_exp.commands.catalogue import catalogue, conf_folder, experiments_page
 from lorap_exp.commands.report import show
 from lorap_exp.commands.subcommands import COMMANDS, parser, run
@@ -145,6 +146,13 @@ def plain(overrides: list[str]) -> list[str]:
 def test_the_page_of_experiments_is_up_to_date() -> None:
     page = (REPOSITORY / "docs" / "experiments.md").read_text(encoding="utf-8")
     assert page == experiments_page(), "run `make docs`"
+
+
+def test_the_page_of_settings_is_up_to_date() -> None:
+    text = (REPOSITORY / "docs" / "settings.md").read_text(encoding="utf-8")
+    assert text == settings.page(), "run `make docs`"
+    for said in ("| `calibration.samples` | whole number >= 1 | `128` |", "### LorapPlus"):
+        assert said in text
 
 
 def test_links_between_pages_lead_somewhere() -> None:

@@ -14,11 +14,12 @@ lorap_exp: compress a language model, score it, and end in the table of the pape
   python -m lorap_exp -m … --dry-run                           what would run, is done or failed
   python -m lorap_exp report outputs/<name>                    its table and plot, from disk
   python -m lorap_exp info outputs/<name>/<job>/model          what was done to each layer
+  python -m lorap_exp export outputs/<name>/<job> --to dense   another form of it; also: push
   python -m lorap_exp data fetch --folder data                 real data, for runs without a network
   python -m lorap_exp data verify --folder data                its files checked; also: data where
   python -m lorap_exp store list                               what jobs share; also: store prune
 
-Settings (key=value; `--cfg job` prints all of them with their values):
+Settings (key=value; docs/settings.md has all, `--cfg job` prints them with their values):
   name       folder of the sweep under outputs/; the same command goes on where it stopped
   ratio      share of the weights to remove, in [0, 1)
   ratio_of   decoder (attention and MLP, as the paper counts) or model (all parameters)
