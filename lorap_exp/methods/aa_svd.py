@@ -2,7 +2,8 @@
 
 Paper: arXiv 2604.02119. Public code: atulkumarin/AA-SVD (its objectives 1 to 4 are blends 0 to 1).
 Where ours differs: the factors come from one eigenproblem per matrix instead of an SVD of the
-Cholesky-whitened target (the same minimiser); its block-local refinement is not built.
+Cholesky-whitened target (the same minimiser). Its block-local refinement is the stage
+`block_regression` (method=aa_svd_refined).
 Published: LLaMA-7B at 80 % kept, WikiText-2 at 2,048 tokens 6.89 with refinement.
 """
 

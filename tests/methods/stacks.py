@@ -32,11 +32,12 @@ def no_bars(label: str, unit: str) -> Any:
 
 
 def cutting(label: str, unit: str = "it") -> Callable[[Iterable[Any]], Iterable[Any]]:
-    """Progress bars of a job; that of the recovery is interrupted at its sixth step."""
+    """Progress bars of a job; that of a training is interrupted on its way."""
+    last = {"recovery": 5, "regression": 1}.get(label)
 
     def wrap(items: Iterable[Any]) -> Iterator[Any]:
         for number, item in enumerate(items):
-            if label == "recovery" and number == 5:
+            if number == last:
                 raise KeyboardInterrupt
             yield item
 

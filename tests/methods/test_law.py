@@ -1,5 +1,6 @@
 """The law of every method: evidence moves parameters about, never their number."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from math import lcm
@@ -15,6 +16,7 @@ from lorap_exp import pipeline
 from lorap_exp.commands.catalogue import conf_folder
 from lorap_exp.config import Config
 from lorap_exp.errors import LorapError
+from lorap_exp.methods.block_regression import BlockRegression
 from lorap_exp.methods.contract import Stack, Step, build_stack
 from lorap_exp.methods.distillation import Distillation
 from lorap_exp.methods.laco import LaCo
@@ -42,6 +44,8 @@ SHAPES = {
 }
 RATIOS = (0.17, 0.2, 0.25, 0.333, 0.41, 0.5, 0.58)
 SPEND_ALL = {"lorap_plus", "flap"}
+_REGRESSION = "method.stages.regression"
+REGRESSED = [f"{_REGRESSION}.{s}" for s in ("epochs=1", "validation_samples=2", "batch_size=2")]
 """With evidence they may spend all that the ratio leaves; the plan without it rounds sizes down."""
 IDS = torch.arange(8 * 16).view(8, 16) % 200
 TRAINED = [o for o in FAST if not o.startswith(("method=", "ratio=", "model."))]
@@ -194,6 +198,7 @@ def test_a_job_ends_with_the_parameters_of_its_plan(
         *(RECOVERY if LoraRecovery in steps else []),
         *(DISTILLED if Distillation in steps else []),
         *(["method.stages.layers.samples=4"] if LaCo in steps else []),
+        *(REGRESSED if BlockRegression in steps else []),
     ]
     few += ["model.random.blocks=12", "evaluation.zero_shot=null"]
     cfg = config(f"method={method}", "ratio=0.2", *few)
@@ -202,7 +207,7 @@ def test_a_job_ends_with_the_parameters_of_its_plan(
     assert result.parameters["compressed"]["decoder"] == result.planned.parameters
     asked = plan_stack(build_stack(cfg.method), dense, budget_of(cfg, load_config(cfg.model)))
     planned_, carried = asked.shape(dense).parameters, result.planned.parameters
-    if method.removesuffix("_distilled") in SPEND_ALL:
+    if re.sub("_(distilled|refined)$", "", method) in SPEND_ALL:
         assert 0.93 * planned_ <= carried <= 0.8 * dense.parameters
     else:
         assert carried == planned_
