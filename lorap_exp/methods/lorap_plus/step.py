@@ -39,7 +39,7 @@ from lorap_exp.planning.shapes import BlockShape, Shape
 
 OUTPUT, CHANNELS = Probe("o", "target_moment", "both"), Probe("down", "target_moment", "both")
 ATTENTION_INPUTS = (Probe("q", "second_moment"), Probe("o", "second_moment"))
-GRADIENT_SAMPLES, TRIAL_SAMPLES = 64, 8
+GRADIENT_SAMPLES, TRIAL_SAMPLES = 64, 4
 MLP_INPUTS = (Probe("up", "second_moment"), Probe("down", "second_moment"))
 
 
@@ -53,7 +53,7 @@ class LorapPlus(Step):
         shrink_gradients: of gradient moments towards their diagonal, in [0, 1).
         gradient_samples: sequences of the calibration on which gradients are measured, null for
             64 or as many as there are; they cost several forward passes.
-        trial_samples: sequences on which each block's damage is measured, null for 8 in the same
+        trial_samples: sequences on which each block's damage is measured, null for 4 in the same
             way.
         trust: power to which measured damage weights a block: 1 as it is, 0 not at all.
         round_to: ranks and widths are multiples of it; 64 for a model that is kept.
