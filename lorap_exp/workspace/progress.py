@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
@@ -26,8 +27,9 @@ def no_bar(label: str, unit: str = "it") -> Callable[[Iterable[Any]], Iterable[A
 
 
 def hide_other_bars() -> None:
-    """Loading and saving weights show no bars of transformers between ours."""
+    """Loading weights and data shows no bars of other libraries between ours; downloads do."""
     transformers_logging.disable_progress_bar()
+    datasets.disable_progress_bars()
 
 
 def say(line: str) -> None:

@@ -1,8 +1,10 @@
+import datasets
 import pytest
 import torch
+from transformers.utils import logging as transformers_logging
 
 from lorap_exp.workspace import progress
-from lorap_exp.workspace.progress import PEAK_RESET, Meter
+from lorap_exp.workspace.progress import PEAK_RESET, Meter, hide_other_bars
 
 
 def test_an_inner_stage_does_not_hide_the_outer_peak(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,3 +35,9 @@ def test_the_peak_is_that_of_the_stage() -> None:
         pass
     difference = meter.peak_memory["large host"] - meter.peak_memory["small host"]
     assert difference > 0.8 * 2**28
+
+
+def test_bars_of_other_libraries_are_hidden() -> None:
+    hide_other_bars()
+    assert datasets.are_progress_bars_disabled()
+    assert not transformers_logging.is_progress_bar_enabled()
