@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
-from lorap_exp.calibration.sampling import held_out_windows, read_text, split_file
+from lorap_exp.calibration.sampling import packed_windows, read_text, split_file
 from lorap_exp.methods.contract import Carry, Step, Texts, Whole
 from lorap_exp.models.families import decoder_family
 from lorap_exp.planning.edits import Edit
@@ -32,6 +32,7 @@ class Distillation(Step):
         text: windows of a calibration text, or of `file`.
         split: of the text.
         file: a text file, in place of a named text.
+        separator: what ends a document in that file.
         length: tokens of a window.
         tokens: of all windows that are trained on; each is seen once.
         seconds: of training, validation included; null for no limit. Where time is over first,
@@ -44,6 +45,7 @@ class Distillation(Step):
     text: Literal["c4", "wikitext2", "embedded", "file"]
     split: Literal["train", "validation"]
     file: str | None
+    separator: Literal["line", "blank_line"]
     length: Annotated[int, Field(ge=2)]
     tokens: Annotated[int, Field(ge=2)]
     seconds: Annotated[float, Field(gt=0)] | None
@@ -78,16 +80,16 @@ class Distillation(Step):
         return recovery_schedule(self, steps, dtype, decay="cosine", seconds=self.seconds)
 
     def read(self, texts: Texts) -> Tensor:
-        """Windows (N, length) of disjoint documents; the held-out ones first."""
+        """Windows (N, length) of joined documents; the held-out ones first."""
         if self.file is not None:
-            documents = split_file(self.file, "blank_line", f"{SETTING}.file")
+            documents = split_file(self.file, self.separator, f"{SETTING}.file")
         else:
             documents = read_text(self.text, self.split, texts.data, SETTING)
-        return held_out_windows(
+        return packed_windows(
             documents,
             texts.tokenizer,
+            held_out=self.validation_samples,
             samples=self.validation_samples + self.tokens // self.length,
-            held=self.validation_samples,
             length=self.length,
             seed=self.seed,
             bos=texts.bos,

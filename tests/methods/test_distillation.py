@@ -80,6 +80,16 @@ def test_a_cut_distillation_goes_on_to_the_same_loss(
     assert pipeline.run(config(*FAST), tmp_path / "cut").curves == unbroken.curves
 
 
+def test_windows_of_a_file_are_its_documents_joined(tmp_path: Path, config: Make) -> None:
+    lines = [f"Line {number} says that {number} is a number." for number in range(200)]
+    (tmp_path / "text.txt").write_text("\n".join(lines))
+    of_file = [f"{STAGE}.text=file", f"{STAGE}.file={tmp_path}/text.txt"]
+    result = pipeline.run(config(*FAST, *of_file), tmp_path / "job")
+    assert len(result.curves["recovery"]["train"]) == 8
+    with pytest.raises(LorapError, match="recovery.tokens must be at most the .* windows of 32"):
+        pipeline.run(config(*FAST, *of_file, f"{STAGE}.tokens=1000000"), tmp_path / "more")
+
+
 def test_time_ends_it_early(tmp_path: Path, config: Make) -> None:
     """A budget of no time is one step, and the rate has fallen to its end."""
     result = pipeline.run(config(*FAST, f"{STAGE}.seconds=1e-6"), tmp_path)
