@@ -31,7 +31,7 @@ def score_charts(
     The legend is a list of (label, style, path of the mark).
     """
     means = [name for name in table.columns if name.endswith("_paper")]
-    lines = list(_lines(table.dropna(subset=["kept"])))
+    named = list(lines(table.dropna(subset=["kept"])))
     charts = []
     for score in [*perplexities, *means]:
         perplexity = score in perplexities
@@ -41,13 +41,13 @@ def score_charts(
             if column in table.columns:
                 series = [
                     _series(found, path, score, column, (text, style))
-                    for style, (text, found, path) in enumerate(lines)
+                    for style, (text, found, path) in enumerate(named)
                 ]
                 charts.append(line_chart(series, title=title, x_label=name, log_y=perplexity))
-    return charts, [(text, style, mark(style)) for style, (text, _, _) in enumerate(lines)]
+    return charts, [(text, style, mark(style)) for style, (text, _, _) in enumerate(named)]
 
 
-def _lines(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, pd.DataFrame]]:
+def lines(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, pd.DataFrame]]:
     """(label, rows, rows of the line): dense rows alone, then each setting, led by its dense row.
 
     Labels name only what differs between the lines.
