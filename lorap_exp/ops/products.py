@@ -15,11 +15,12 @@ from torch import Tensor
 
 def gram(x_TI: Tensor, y_TJ: Tensor | None = None) -> Tensor:
     """x^T y over all tokens, (I, J) float32; x^T x where y is None."""
-    y_TJ = x_TI if y_TJ is None else y_TJ
-    if x_TI.dtype == y_TJ.dtype == torch.bfloat16:
+    x = x_TI.float()
+    y = x if y_TJ is None else y_TJ.float()
+    if x_TI.dtype == torch.bfloat16 and (y_TJ is None or y_TJ.dtype == torch.bfloat16):
         with _multiplied_as_they_are(x_TI.device):
-            return x_TI.float().mT @ y_TJ.float()
-    return x_TI.float().mT @ y_TJ.float()
+            return x.mT @ y
+    return x.mT @ y
 
 
 @contextmanager
