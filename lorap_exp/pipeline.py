@@ -33,7 +33,7 @@ def run(cfg: Config, folder: Path, wait: bool = False, command: str = "") -> Res
     """
     with open_job(folder, cfg, wait, command) as job:
         finished = read_result(folder / "result.json")
-        if finished is not None and not outdated(cfg, job) and job.has_model(cfg.keep_model):
+        if finished is not None and not outdated(cfg, job):
             say(f"{folder}: finished before, skipped")
             job.settle(cfg.keep_model)
             return finished

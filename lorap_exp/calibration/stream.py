@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lorap_exp.models.families import Block
 from lorap_exp.models.source import Source
@@ -126,7 +126,7 @@ def logits_after(source: Source, hidden_BTH: Tensor, ids_BT: Tensor) -> Tensor:
     return logits
 
 
-def run_layer(layer: nn.Module, hidden: Tensor, call: Call) -> Tensor:
+def run_layer(layer: Callable[..., Any], hidden: Tensor, call: Call) -> Tensor:
     """Hidden states after a layer, called as the model calls it."""
     output = layer(hidden, *call.args, **call.kwargs)
     return output[0] if isinstance(output, tuple) else output

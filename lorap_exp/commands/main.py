@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from lorap_exp.commands import subcommands
 from lorap_exp.commands.catalogue import ORDER, catalogue, conf_folder
 from lorap_exp.commands.failures import sentence
-from lorap_exp.commands.overrides import prepared, refuse_nothing
+from lorap_exp.commands.overrides import check_sweeps, prepared
 from lorap_exp.commands.sweep import close_sweep
 from lorap_exp.config import Config, folder_path, plain_name, validate
 from lorap_exp.errors import Busy, LorapError, first_line, one_line, shown
@@ -190,7 +190,7 @@ def arguments(given: list[str]) -> list[str]:
     rest = [a for a in rest if a not in ("analysis=null", "experiment=null")]  # the defaults
     rest = prepared(rest)
     if {"-m", "--multirun"} & set(given):
-        refuse_nothing(rest, options_of)
+        check_sweeps(rest, options_of)
     return ["--multirun", *rest] if {"-m", "--multirun"} & set(given) else rest
 
 

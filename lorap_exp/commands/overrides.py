@@ -34,8 +34,8 @@ def prepared(arguments: Sequence[str]) -> list[str]:
     return [quoted(argument) for argument in arguments]
 
 
-def refuse_nothing(arguments: Sequence[str], options: Callable[[str], Sequence[str]]) -> None:
-    """Raise where a sweep runs over no value.
+def check_sweeps(arguments: Sequence[str], options: Callable[[str], Sequence[str]]) -> None:
+    """Raise where a sweep runs over no value, or over an interval without a search.
 
     Args:
         arguments: as Hydra takes them.

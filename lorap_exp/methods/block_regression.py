@@ -11,23 +11,24 @@ where layers were removed a block answers for those that went behind it.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from lorap_exp.calibration.observe import run_batches
-from lorap_exp.calibration.stream import Stream, open_stream
+from lorap_exp.calibration.stream import Stream, open_stream, run_layer
 from lorap_exp.errors import LorapError
 from lorap_exp.methods.contract import Carry, Step, Whole
 from lorap_exp.models.families import Block
 from lorap_exp.models.source import Source
 from lorap_exp.planning.edits import Edit
-from lorap_exp.training.loop import Curve, Schedule, train
+from lorap_exp.training.loop import Curve, Schedule, loss_scale, train
+from lorap_exp.training.weights import call_with, float32_copies, write_back
 
 
 @dataclass(frozen=True, config={"extra": "forbid"})
@@ -65,7 +66,7 @@ class BlockRegression(Step):
             clip=1.0,
             evaluate_every=batches,
             seed=self.seed,
-            loss_scale=2.0**14 if dtype == torch.float16 else 1.0,
+            loss_scale=loss_scale(dtype),
         )
 
     def apply(
@@ -82,7 +83,7 @@ class BlockRegression(Step):
         sizes = [streams[0][0].shape[-1] for streams in (inputs, targets)]
         if sizes[0] != sizes[1]:
             raise LorapError(
-                f"method.stages.regression must follow stages that keep the hidden size "
+                f"block regression must follow stages that keep the hidden size "
                 f"({sizes[1]}), got {sizes[0]}"
             )
         originals = list(enumerate(teacher.blocks))
@@ -111,9 +112,7 @@ class BlockRegression(Step):
     ) -> Curve:
         """Train one block; its error is relative to the mean square of the original states."""
         module = block.module
-        weights = {
-            n: nn.Parameter(p.detach().float().clone()) for n, p in module.named_parameters()
-        }
+        weights = float32_copies(module.named_parameters())
         states = [targets[1][number].float() for number in range(len(targets[1]))]
         scale = float(torch.stack([batch.square().mean() for batch in states]).mean())
         if not 0 < scale < float("inf"):
@@ -122,11 +121,8 @@ class BlockRegression(Step):
             )
 
         def error(which: int, number: int) -> Tensor:
-            hidden = inputs[which][number]
-            cast = {name: weight.to(hidden.dtype) for name, weight in weights.items()}
             call = inputs[which].call(number, position)
-            output = functional_call(module, cast, (hidden, *call.args), dict(call.kwargs))
-            output = output[0] if isinstance(output, tuple) else output
+            output = run_layer(partial(call_with, module, weights), inputs[which][number], call)
             return mse_loss(output.float(), targets[which][number].float()) / scale
 
         @torch.no_grad()
@@ -142,7 +138,5 @@ class BlockRegression(Step):
             schedule=self.schedule(count, part.model.dtype),
             folder=part.folder / f"block_{position}",
         )
-        with torch.no_grad():
-            for name, weight in weights.items():
-                module.get_parameter(name).copy_(weight)
+        write_back(module, weights)
         return curve

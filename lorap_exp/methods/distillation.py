@@ -12,7 +12,6 @@ import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
-from torch.func import functional_call
 from transformers import PreTrainedModel
 
 from lorap_exp.calibration.sampling import packed_windows, read_text, split_file
@@ -20,6 +19,7 @@ from lorap_exp.methods.contract import Carry, Step, Texts, Whole
 from lorap_exp.models.families import decoder_family
 from lorap_exp.planning.edits import Edit
 from lorap_exp.training.loop import Schedule, recovery_schedule, train
+from lorap_exp.training.weights import call_with, float32_copies, write_back
 
 SETTING = "method.stages.recovery"
 
@@ -109,9 +109,7 @@ class Distillation(Step):
             ids = torch.stack(list(batch)).to(model.device)
             with torch.no_grad():
                 target = teacher(input_ids=ids, use_cache=False).logits
-            cast = {name: weight.to(model.dtype) for name, weight in weights.items()}
-            inputs = {"input_ids": ids, "use_cache": False}
-            logits = functional_call(model, cast, kwargs=inputs).logits
+            logits = call_with(model, weights, input_ids=ids, use_cache=False).logits
             return divergence(
                 target.flatten(0, 1), logits.flatten(0, 1), self.temperature, self.top
             )
@@ -130,9 +128,7 @@ class Distillation(Step):
             folder=part.folder,
             progress=part.bars("recovery", "step"),
         )
-        with torch.no_grad():
-            for name, weight in weights.items():
-                model.get_parameter(name).copy_(weight)
+        write_back(model, weights)
         return ()
 
 
@@ -140,11 +136,7 @@ def trained_weights(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     """Float32 copies of every weight of the layers and of the norm behind them, by name."""
     family = decoder_family(model)
     inside = (f"{family.layers}.", f"{family.final_norm}.")
-    return {
-        name: nn.Parameter(parameter.detach().float().clone())
-        for name, parameter in model.named_parameters()
-        if name.startswith(inside)
-    }
+    return float32_copies(pair for pair in model.named_parameters() if pair[0].startswith(inside))
 
 
 def divergence(target_NV: Tensor, logits_NV: Tensor, temperature: float, top: int | None) -> Tensor:

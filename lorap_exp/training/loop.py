@@ -35,7 +35,7 @@ class Schedule:
     Attributes:
         decay: shape of the learning rate after warm-up, down to `final_rate` at the last step.
         clip: largest gradient norm.
-        loss_scale: factor on the loss, taken off the gradients again: float16 needs 2^14.
+        loss_scale: factor on the loss, taken off the gradients again.
         evaluate_every: steps between validations, each of which also saves the state.
         seconds: after which training ends, whatever the step; None for no limit.
     """
@@ -74,6 +74,11 @@ class Schedule:
         return self.final_rate + (self.learning_rate - self.final_rate) * factor
 
 
+def loss_scale(dtype: torch.dtype) -> float:
+    """The factor on the loss that keeps a model's gradients within the range of its dtype."""
+    return 2.0**14 if dtype == torch.float16 else 1.0
+
+
 def recovery_schedule(settings: Any, steps: int, dtype: torch.dtype, **more: Any) -> Schedule:
     """The schedule of a recovery of so many steps, for a model of a dtype.
 
@@ -89,7 +94,7 @@ def recovery_schedule(settings: Any, steps: int, dtype: torch.dtype, **more: Any
         clip=1.0,
         evaluate_every=settings.evaluate_every,
         seed=settings.seed,
-        loss_scale=2.0**14 if dtype == torch.float16 else 1.0,
+        loss_scale=loss_scale(dtype),
         **more,
     )
 

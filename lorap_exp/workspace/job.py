@@ -48,15 +48,6 @@ class Job:
         """The same job, whose values count only when they were computed of the same."""
         return Job(self.folder, digest_json(dict(of)))
 
-    def has_model(self, wanted: bool) -> bool:
-        """Whether a finished job holds what is wanted of it; a model that was not kept is made
-        again, and its scores are taken over."""
-        if not wanted or self.model_folder.exists():
-            return True
-        say(f"  the model of '{self.folder}' was not kept: it is made again")
-        self.forget("plan.json", *(f"group_{number}.json" for number in self._groups()))
-        return False
-
     def settle(self, keep_model: bool) -> None:
         """Remove the model of a finished job that is not to be kept."""
         if not keep_model:
@@ -166,15 +157,20 @@ class Job:
         self.forget(*(f"{name}.json" for name in files))
         self.discard("model", "training", "scores", "choices", *groups)
 
-    def mend(self) -> None:
-        """Forget the steps whose files are damaged, with a warning; they are done again."""
+    def mend(self, keep_model: bool) -> None:
+        """Forget the steps whose files are damaged, with a warning; they are done again.
+
+        So is a finished job whose model is wanted and was not kept; its scores are taken over.
+        """
         remove_partials(self.folder, locked=True)
         for name in ("result.json", "selection.json"):
             if self.read(name, sealed=True) is None:
                 self.forget(name)
         finished = (self.folder / "result.json").is_file()
         if finished and not self.model_folder.exists():
-            return
+            if not keep_model:
+                return
+            say(f"  the model of '{self.folder}' was not kept")
         for number in self._groups():
             name = f"group_{number}"
             kept = name if (self.folder / name).is_dir() else self.model_folder.name
@@ -223,7 +219,7 @@ def open_job(folder: Path, cfg: Config, wait: bool = False, command: str = "") -
         _begin(job, cfg.dump(), command)
         with record_failure(folder):
             job.write("status.json", {"state": "running"})
-            job.mend()
+            job.mend(cfg.keep_model)
             yield job
         job.write("status.json", {"state": "done"})
     finally:

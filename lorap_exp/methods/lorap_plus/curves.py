@@ -92,9 +92,10 @@ class DamageCurves:
 
 def _elimination(space: str, sizes: Sequence[int], gone: Elimination) -> dict[str, Tensor]:
     """Of the units of a space, as it is stored."""
-    found = {"sizes": torch.tensor(sizes), "order": gone.order}
-    return {f"{space}.{name}": value for name, value in found.items()} | {
-        space: torch.tensor(gone.damages)
+    return {
+        space: torch.tensor(gone.damages),
+        f"{space}.sizes": torch.tensor(sizes),
+        f"{space}.order": gone.order,
     }
 
 

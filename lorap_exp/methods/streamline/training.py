@@ -26,7 +26,7 @@ from lorap_exp.methods.streamline.states import Cache, Progress, States
 from lorap_exp.models.families import blocks_of
 from lorap_exp.models.layout import shortened
 from lorap_exp.planning.edits import Edit
-from lorap_exp.training.loop import Curve, Schedule, finished, train
+from lorap_exp.training.loop import Curve, Schedule, finished, loss_scale, train
 
 Stage = Literal["mse", "nmse", "lm"]
 Bars = Callable[[str, str], Progress]
@@ -97,7 +97,7 @@ class Training:
             clip=self.clip,
             evaluate_every=self.evaluate_every,
             seed=self.seed,
-            loss_scale=2.0**14 if dtype == torch.float16 else 1.0,
+            loss_scale=loss_scale(dtype),
         )
 
 
