@@ -35,7 +35,11 @@ def show(
     if wandb is not None:
         plots = find_plots(sweep, output)
         log_sweep(sweep.title, sweep.table(), plots, output, mode=wandb, project=project)
-    return f"{text}\n\nreport in {output}: {written}"
+    return (
+        f"{text}\n\nreport in {output}: {written}\n"
+        f"Next: open {output / 'report.html'} in a browser; `python -m lorap_exp info <job>` says "
+        f"what was done to each layer; `python -m lorap_exp --help` lists what can be composed."
+    )
 
 
 def find_plots(sweep: Sweep, output: Path) -> dict[str, Path]:

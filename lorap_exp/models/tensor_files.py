@@ -63,7 +63,7 @@ def read(place: Place) -> Tensor:
     raw = np.fromfile(place.file, dtype=np.uint8, count=place.size, offset=place.start)
     if len(raw) < place.size:
         raise ValueError(f"'{place.file}' ends inside a tensor")
-    return torch.from_numpy(raw).view(TYPES[place.dtype]).reshape(place.shape)
+    return _tensor(raw, place)
 
 
 def mapped(place: Place) -> Tensor:
@@ -71,6 +71,10 @@ def mapped(place: Place) -> Tensor:
     if place.size == 0:
         return read(place)
     raw = np.memmap(place.file, np.uint8, mode="c", offset=place.start, shape=(place.size,))
+    return _tensor(raw, place)
+
+
+def _tensor(raw: Any, place: Place) -> Tensor:
     return torch.from_numpy(raw).view(TYPES[place.dtype]).reshape(place.shape)
 
 

@@ -44,9 +44,11 @@ SHAPES = {
 }
 RATIOS = (0.17, 0.2, 0.25, 0.333, 0.41, 0.5, 0.58)
 SPEND_ALL = {"lorap_plus", "flap"}
-_REGRESSION = "method.stages.regression"
-REGRESSED = [f"{_REGRESSION}.{s}" for s in ("epochs=1", "validation_samples=2", "batch_size=2")]
 """With evidence they may spend all that the ratio leaves; the plan without it rounds sizes down."""
+REGRESSED = [
+    f"method.stages.regression.{setting}"
+    for setting in ("epochs=1", "validation_samples=2", "batch_size=2")
+]
 IDS = torch.arange(8 * 16).view(8, 16) % 200
 TRAINED = [o for o in FAST if not o.startswith(("method=", "ratio=", "model."))]
 DISTILLED = [

@@ -47,6 +47,19 @@ def test_tensors_are_read_as_safetensors_reads_them(
         assert torch.equal(tensor_files.read(places[name]), expected)
 
 
+def test_a_mapped_tensor_leaves_its_file_as_it_is(
+    tensors: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    path = tmp_path / "whole.safetensors"
+    save_file(tensors, path)
+    before = path.read_bytes()
+    for name, place in tensor_files.places_in(path).items():
+        found = tensor_files.mapped(place)
+        assert found.dtype == tensors[name].dtype and torch.equal(found, tensors[name])
+        found.zero_()
+    assert path.read_bytes() == before
+
+
 def test_a_cut_file_is_noticed(tensors: dict[str, torch.Tensor], tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     tensor_files.write(path, tensors)
