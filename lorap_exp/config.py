@@ -6,22 +6,30 @@ a job's folder name, of its identity and of the table's columns.
 """
 
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
     BaseModel,
-    ConfigDict,
     Field,
     ValidationError,
-    ValidationInfo,
     field_validator,
     model_validator,
 )
 
 from lorap_exp.errors import LorapError, explain
+from lorap_exp.schema.values import (
+    LARGEST,
+    MOST_GIB,
+    SEEDS,
+    FolderPath,
+    Name,
+    Section,
+    Seed,
+    WandbName,
+    each_once,
+)
 
 TextName = Literal["wikitext2", "ptb", "c4", "embedded"]
 ProfileName = Literal["lorap", "sparsegpt", "svd_llm", "asvd", "c4@2048"]
@@ -30,65 +38,17 @@ PublishedName = Literal[
 ]
 
 
-SEEDS = 2**32
-"""Seeds are below it: every random generator takes them."""
-LONGEST_NAME = 200
-MOST_GIB = 2.0**33
-"""No store is larger."""
-LARGEST = 2**63 - 1
-"""Whole numbers are at most this: what a file and every library can hold."""
-
-
 class Bookkeeping:
     """Marks a field that changes no number: where results lie, how they are logged or computed."""
 
 
 BOOKKEEPING = Bookkeeping()
-Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
 
 
 def _ratio(value: float) -> float:
     if not (math.isfinite(value) and 0 <= value < 1):
         raise ValueError("must lie in [0, 1)")
     return value
-
-
-def plain_name(value: str) -> str:
-    """A name that leads into no other folder, and that a folder can have."""
-    if len(value.encode()) > LONGEST_NAME:
-        raise ValueError(f"must have at most {LONGEST_NAME} bytes")
-    if not value or value != value.strip() or value in (".", "..") or _UNSAFE.search(value):
-        raise ValueError("must be a folder's name of visible characters, without / and \\")
-    return value
-
-
-_UNSAFE = re.compile(r"[/\\\x00-\x1f\x7f]")
-
-
-def folder_path(value: str) -> str:
-    """A path that is one."""
-    if not value.strip() or "\0" in value:
-        raise ValueError("must be a folder")
-    return value
-
-
-def wandb_name(value: str) -> str:
-    """A name that Weights & Biases takes."""
-    if not re.fullmatch(r"[^/\\#?%:\x00-\x1f]{1,128}", value):
-        raise ValueError("must be a name of W&B: 1 to 128 characters without / \\ # ? % :")
-    return value
-
-
-def each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    """A list without repetitions."""
-    if len(set(values)) < len(values):
-        raise ValueError(f"must name each entry once, got {list(values)}")
-    return values
-
-
-Name = Annotated[str, AfterValidator(plain_name)]
-WandbName = Annotated[str, AfterValidator(wandb_name)]
-FolderPath = Annotated[str, AfterValidator(folder_path)]
 
 
 def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -101,24 +61,6 @@ def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield name, value
             if isinstance(value, list):
                 yield from _leaves({str(at): item for at, item in enumerate(value)}, f"{name}.")
-
-
-class Section(BaseModel):
-    """A part of the configuration: unknown keys are errors, values never change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _plain(cls, value: Any, info: ValidationInfo) -> Any:
-        """Neither true for 1, nor a whole number that no library holds."""
-        if isinstance(value, bool):
-            kind = cls.model_fields[info.field_name or ""].annotation
-            if bool not in (kind, *get_args(kind)):
-                raise ValueError("must not be true or false")
-        elif isinstance(value, int) and abs(value) > LARGEST:
-            raise ValueError(f"must lie in [-{LARGEST}, {LARGEST}]")
-        return value
 
 
 class WheelConfig(Section):
@@ -190,7 +132,7 @@ class AllocationConfig(Section):
     """
 
     rule: Literal["knapsack", "layer_shares", "proportions", "uniform"]
-    factors: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = {}
+    factors: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(default={})
     round_to: Annotated[int, Field(ge=1)] = 1
     floor: Annotated[float, Field(ge=0, le=1)] = 0.0
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.2

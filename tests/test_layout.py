@@ -12,6 +12,7 @@ FLOORS = (
     "errors",
     "ops",
     "planning",
+    "schema",
     "config",
     "workspace",
     "data",

@@ -24,8 +24,9 @@ from lorap_exp.commands.catalogue import ORDER, catalogue, conf_folder
 from lorap_exp.commands.failures import sentence
 from lorap_exp.commands.overrides import check_sweeps, prepared
 from lorap_exp.commands.sweep import close_sweep
-from lorap_exp.config import Config, folder_path, plain_name, validate
+from lorap_exp.config import Config, validate
 from lorap_exp.errors import Busy, LorapError, first_line, one_line, shown
+from lorap_exp.schema.values import folder_path, plain_name
 
 OmegaConf.register_new_resolver(
     "basename", lambda path: Path(str(path)).name or str(path), replace=True

@@ -8,8 +8,8 @@ from pathlib import Path
 import yaml
 
 from lorap_exp.commands.catalogue import conf_folder
-from lorap_exp.config import MOST_GIB
 from lorap_exp.errors import LorapError
+from lorap_exp.schema.values import MOST_GIB
 
 COMMANDS = ("info", "export", "push", "report", "data", "store")
 GROUPS = ("wikitext2", "ptb", "c4", "tasks", "alpaca")

@@ -1,0 +1,1 @@
+"""What settings may be, apart from which there are."""
