@@ -43,9 +43,9 @@ def run(cfg: Config, folder: Path, wait: bool = False, command: str = "") -> Res
             meter = Meter(device)
             with track(cfg, folder) as tracker:
                 analyse(cfg, inputs, job, meter)
-                model, compression = compress(cfg, inputs, job, meter)
-                scores = score(cfg, inputs, job, meter, model)
-                del model
+                source, compression = compress(cfg, inputs, job, meter)
+                scores = score(cfg, inputs, job, meter, source)
+                del source
                 scores = replace(scores, stability=compare_answers(cfg, inputs, job, meter))
                 result = summarise(cfg, inputs, compression, scores, meter)
                 if cfg.keep_model:

@@ -5,16 +5,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lorap_exp import pipeline
-from lorap_exp.config import Config
+from lorap_exp.config import Config, RandomModelConfig
 from lorap_exp.errors import LorapError
 from lorap_exp.methods import low_rank
-from lorap_exp.models.tiny import byte_tokenizer
+from lorap_exp.models.tiny import byte_tokenizer, random_config
 
 Make = Callable[..., Config]
 Tiny = Callable[..., PreTrainedModel]
+LAYERS = "method.stages.layers"
+PLUS = [
+    "method=lorap_plus",
+    "method.stages.all.gradient_samples=4",
+    "method.stages.all.trial_samples=2",
+]
 METHODS = {
     "lorap": [],
     "lorap, original inputs": ["calibration.propagation=original"],
@@ -23,7 +29,21 @@ METHODS = {
     "aa_svd": ["method=aa_svd"],
     "lorap_refit": ["method=lorap_refit"],
     "hidden states on disk": ["calibration.hidden_states=disk"],
+    "factors multiplied out": ["export=dense"],
+    "lorap_plus": PLUS,
+    "pifa": ["method=pifa"],
+    "flap": ["method=flap"],
+    "asvd": ["method=asvd", "method.stages.all.samples=2"],
+    "modegpt": ["method=modegpt"],
+    "olica": ["method=olica"],
+    "slimgpt": ["method=slimgpt"],
+    "shortgpt": ["method=shortgpt"],
+    "sleb": ["method=sleb"],
+    "layers, then lorap": ["method=streamline_lorap", f"{LAYERS}.replacement=none", "ratio=0.5"],
+    "nothing": ["method=dense", "ratio=0"],
 }
+FUSED = ["phi3", "gpt2", "gpt_neox"]
+"""Fused projections, and turned ones."""
 
 
 @pytest.fixture(params=["llama", "qwen2"])
@@ -32,14 +52,18 @@ def folder(request: pytest.FixtureRequest, tiny: Tiny, tmp_path: Path) -> Path:
     model = tiny(request.param, blocks=4)
     model.config.tie_word_embeddings = request.param == "qwen2"
     model.tie_weights()
-    model.save_pretrained(tmp_path / "dense", max_shard_size="60KB")
-    byte_tokenizer().save_pretrained(tmp_path / "dense")
-    assert len(list((tmp_path / "dense").glob("*.safetensors"))) > 2
-    return tmp_path / "dense"
+    return saved(model, tmp_path / "dense")
+
+
+def saved(model: PreTrainedModel, folder: Path) -> Path:
+    model.save_pretrained(folder, max_shard_size="60KB")
+    byte_tokenizer().save_pretrained(folder)
+    assert len(list(folder.glob("*.safetensors"))) > 2
+    return folder
 
 
 def run(config: Make, folder: Path, name: str, *overrides: str) -> dict[str, bytes]:
-    """The files of the saved model."""
+    """The files of the saved model, and its scores."""
     cfg = config(
         "model=custom",
         "model.name=dense",
@@ -49,10 +73,11 @@ def run(config: Make, folder: Path, name: str, *overrides: str) -> dict[str, byt
         f"store.folder={folder.parent / name / 'store'}",
         *overrides,
     )
-    pipeline.run(cfg, folder.parent / name)
-    saved = folder.parent / name / "model"
-    files = {path.name: path.read_bytes() for path in saved.iterdir()}
-    return {name: of for name, of in files.items() if name != "result.json"}  # it holds times
+    scores = pipeline.run(cfg, folder.parent / name).scores.perplexity
+    model = folder.parent / name / "model"
+    files = {path.name: path.read_bytes() for path in model.iterdir()}
+    files["result.json"] = str([score.nll for score in scores]).encode()  # the file holds times
+    return files
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -61,6 +86,36 @@ def test_files_are_those_of_a_model_in_memory(config: Make, folder: Path, method
     expected = run(config, folder, "memory", "stream=false", *overrides)
     assert run(config, folder, "streamed", "stream=true", *overrides) == expected
     assert not (folder.parent / "streamed" / "blocks").exists()
+
+
+@pytest.mark.parametrize("export", ["factored", "dense"])
+@pytest.mark.parametrize("family", FUSED)
+def test_fused_projections(config: Make, tmp_path: Path, family: str, export: str) -> None:
+    torch.manual_seed(0)
+    sizes = {"blocks": 3, "hidden_size": 64, "intermediate_size": 176, "heads": 4, "kv_heads": 2}
+    drawn = random_config(RandomModelConfig(family=family, **sizes))
+    folder = saved(AutoModelForCausalLM.from_config(drawn), tmp_path / "dense")
+    expected = run(config, folder, "memory", "stream=false", f"export={export}")
+    assert run(config, folder, "streamed", "stream=true", f"export={export}") == expected
+
+
+def test_tasks_and_the_dense_answers(config: Make, folder: Path) -> None:
+    """Whatever is scored, blocks come from disk."""
+    asked = [
+        "evaluation=quick",
+        "evaluation.zero_shot.limit=3",
+        "evaluation.zero_shot.stability=true",
+    ]
+    results = []
+    for stream in ("false", "true"):
+        cfg = config(
+            *["model=custom", "model.name=dense", f"model.path={folder}", "ratio=0.3", *asked],
+            *[f"stream={stream}", f"store.folder={folder.parent / stream}"],
+        )
+        results.append(pipeline.run(cfg, folder.parent / f"job {stream}").scores)
+    memory, streamed = results
+    assert [task.acc for task in streamed.tasks] == [task.acc for task in memory.tasks]
+    assert streamed.stability == memory.stability != ()
 
 
 @pytest.mark.parametrize("propagation", ["compressed", "original"])
@@ -97,9 +152,24 @@ def test_a_killed_job_goes_on_from_the_block(
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["method=streamline_none"], "layer removal and training need"),
-        (["method=modegpt"], "measures or changes the whole model at once"),
-        (["export=dense"], "export must be factored"),
+        (["method=replaceme"], "its stage layers makes a replacement from the whole model"),
+        (
+            ["method=streamline_none", f"{LAYERS}.criterion=taylor", f"{LAYERS}.protect=[0,0]"],
+            "its stage layers takes gradients of all weights at once",
+        ),
+        (["method=slicegpt"], "changes the whole model at once"),
+        (
+            [
+                "method=lorap_lora",
+                "method.stages.recovery.text=embedded",
+                "method.stages.recovery.samples=4",
+            ],
+            "trains the whole model",
+        ),
+        (
+            ["+evaluation.efficiency={prompt:8,tokens:4,batches:[1],repeats:2,compiled:null}"],
+            "speed is measured of models that are in memory",
+        ),
     ],
 )
 def test_what_cannot_be_streamed_is_refused(

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
 from lorap_exp.calibration.walk import Visit, Walk, walk
 from lorap_exp.methods.low_rank import Metric, metric_of, metric_probes
@@ -38,7 +37,7 @@ class Spectrum:
 
 
 def measure_spectra(
-    model: PreTrainedModel,
+    source: Source,
     ids: torch.Tensor,
     metrics: Sequence[Metric],
     shares: Sequence[float],
@@ -47,12 +46,13 @@ def measure_spectra(
     progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
 ) -> list[Spectrum]:
     """Spectra of every matrix of a dense model under every metric; the model is not changed."""
-    source = Source(model)
     names = list(source.blocks[0].family.matrices)
     probes = tuple(probe for metric in metrics for probe in metric_probes(metric, names))
     visits = [Visit(tuple(names), probes)]
     found = []
-    for block, _, seen in progress(walk(source, ids, visits, Walk(batch_size, "original"))):
+    for block, _, seen in progress(
+        walk(source, ids, visits, Walk(batch_size, "original", rewrite=False))
+    ):
         for name in names:
             for metric in metrics:
                 spectrum = energies(block.weight(name), metric_of(metric, name, seen))

@@ -72,8 +72,8 @@ class ModelProbe(Protocol):
 
     name: ClassVar[str]
 
-    def measure(self, model: Any, ids: Tensor, batch_size: int, progress: Any) -> dict[str, Any]:
-        """Plain JSON values."""
+    def measure(self, source: Any, ids: Tensor, batch_size: int, progress: Any) -> dict[str, Any]:
+        """Plain JSON values; `source.model` runs as it is, weights are there in opened blocks."""
         ...
 
 

@@ -1,9 +1,11 @@
 """Hidden states of the calibration set between two blocks, and how the model calls each block."""
 
+import mmap
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -24,6 +26,29 @@ class Call:
     kwargs: dict[str, Any]
 
 
+class OnDisk:
+    """A tensor in a file of its own, which goes when the object does.
+
+    The file is mapped only while it is copied, so it holds no memory of the process.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._shape, self._dtype = tensor.shape, tensor.dtype
+        self._file = tempfile.TemporaryFile(prefix="lorap_exp-")  # noqa: SIM115
+        weakref.finalize(self, self._file.close)
+        raw = tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy()
+        self._file.write(raw.data)
+        self._file.flush()
+
+    def __len__(self) -> int:
+        return self._shape[0]
+
+    def read(self) -> Tensor:
+        """A copy in host memory."""
+        with mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+            return torch.frombuffer(bytearray(view), dtype=self._dtype).view(self._shape)
+
+
 class Stream:
     """Hidden states (B, T, H) of every batch; reading brings a batch to the device."""
 
@@ -35,7 +60,7 @@ class Stream:
         place: Place,
     ) -> None:
         self.calls, self.device, self.place = calls, device, place
-        self._batches: list[Tensor] = []
+        self._batches: list[Tensor | OnDisk] = []
         for batch in states:
             self.append(batch)
 
@@ -43,21 +68,19 @@ class Stream:
         """The hidden states of one more batch."""
         self._batches.append(self._put(batch))
 
-    def _put(self, batch: Tensor) -> Tensor:
+    def _put(self, batch: Tensor) -> "Tensor | OnDisk":
         if self.place == "device":
             return batch
         if self.place == "host":
             return batch.cpu()
-        with tempfile.TemporaryDirectory(prefix="lorap_exp-") as folder:
-            file = str(Path(folder) / "states.bin")
-            held = torch.from_file(file, shared=True, size=batch.numel(), dtype=batch.dtype)
-        return held.view(batch.shape).copy_(batch)  # the file lives as long as it is mapped
+        return OnDisk(batch)
 
     def __len__(self) -> int:
         return len(self._batches)
 
     def __getitem__(self, number: int) -> Tensor:
-        return self._batches[number].to(self.device)
+        batch = self._batches[number]
+        return (batch.read() if isinstance(batch, OnDisk) else batch).to(self.device)
 
     def call(self, number: int, position: int) -> Call:
         """How the block at a position of the list is called for a batch."""
@@ -115,15 +138,29 @@ def logits_after(source: Source, hidden_BTH: Tensor, ids_BT: Tensor) -> Tensor:
     The model runs with its blocks bypassed, so its own norm, head and scaling are what counts; of
     `ids_BT` only the shape does.
     """
-    blocks = source.blocks
+    with entered(source.blocks, hidden_BTH):
+        logits: Tensor = source.model(input_ids=ids_BT, use_cache=False).logits
+    return logits
+
+
+@contextmanager
+def entered(blocks: Sequence[Block], hidden_BTH: Tensor | None) -> Iterator[None]:
+    """These blocks do not run: each hands on its input, the last one the given hidden states.
+
+    Without hidden states the last one hands on its input too.
+    """
+
+    def bypass(block: Block, given: Tensor | None) -> Callable[..., Any]:
+        return lambda hidden, *_, **__: block.returning(hidden if given is None else given)
+
     try:
         for block in blocks:
-            block.module.forward = lambda *_, own=block, **__: own.returning(hidden_BTH)
-        logits: Tensor = source.model(input_ids=ids_BT, use_cache=False).logits
+            last = block is blocks[-1]
+            block.module.forward = bypass(block, hidden_BTH if last else None)
+        yield
     finally:
         for block in blocks:
             vars(block.module).pop("forward", None)
-    return logits
 
 
 def run_layer(layer: Callable[..., Any], hidden: Tensor, call: Call) -> Tensor:

@@ -140,7 +140,8 @@ def _model_probe(
     bars: Progress,
 ) -> Any:
     def compute() -> dict[str, Any]:
-        return probe.measure(source.model, ids, batch_size, bars(probe.name, "batch"))
+        with source.originals():
+            return probe.measure(source, ids, batch_size, bars(probe.name, "batch"))
 
     if sharing is None:
         return compute()

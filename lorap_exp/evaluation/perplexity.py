@@ -15,10 +15,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lorap_exp.calibration.observe import run_batches
+from lorap_exp.calibration.stream import Place, entered, open_stream
 from lorap_exp.data.source import Text
 from lorap_exp.errors import LorapError
 from lorap_exp.evaluation.head import Head
 from lorap_exp.evaluation.profiles import Profile
+from lorap_exp.models.source import Source
 
 BATCH_TOKENS = 8192
 """Tokens of a batch at most: long chunks need the memory of many short ones."""
@@ -84,26 +87,62 @@ def mean_nll(
         LorapError: a non-finite loss, with the chunk where it appeared.
     """
     head, total = Head(model), 0.0
-    batches = chunks.split(max(1, min(batch_size, BATCH_TOKENS // chunks.shape[1])))
     done = 0
-    for batch_BT in progress(batches):
-        ids_BT = batch_BT.to(model.device)
-        places = torch.arange(ids_BT.numel(), device=ids_BT.device).view(ids_BT.shape)[:, :-1]
-        found, _ = head.log_likelihoods(ids_BT, places.flatten(), ids_BT[:, 1:].flatten())
-        nll = -found.double().sum().item()
-        if not math.isfinite(nll):
-            raise LorapError(
-                f"perplexity: the loss of chunks {done} to {done + len(batch_BT) - 1} is not finite"
-            )
-        total += nll
+    for batch_BT in progress(batches_of(chunks, batch_size)):
+        total += _nll(head, batch_BT, done)
         done += len(batch_BT)
     return total / (chunks.numel() - len(chunks))
 
 
+@torch.inference_mode()
+def streamed_nll(
+    source: Source,
+    chunks: Tensor,
+    batch_size: int,
+    place: Place,
+    progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+) -> float:
+    """`mean_nll` of a model whose blocks come from disk: each is read once for the whole text.
+
+    `place` is where the hidden states of the text wait between blocks.
+    """
+    batches = batches_of(chunks, batch_size)
+    stream = open_stream(source, chunks, len(batches[0]), place)
+    with entered(source.blocks, None):
+        head = Head(source.model)
+    for position, block in enumerate(progress(source.blocks)):
+        with source.opened(block, rewrite=False):
+            stream = run_batches(block.module, position, stream)
+    total, done = 0.0, 0
+    for number, batch_BT in enumerate(batches):
+        with entered(source.blocks, stream[number]):
+            total += _nll(head, batch_BT, done)
+        done += len(batch_BT)
+    return total / (chunks.numel() - len(chunks))
+
+
+def batches_of(chunks: Tensor, batch_size: int) -> tuple[Tensor, ...]:
+    """Batches of chunks, of at most `BATCH_TOKENS` tokens."""
+    return chunks.split(max(1, min(batch_size, BATCH_TOKENS // chunks.shape[1])))
+
+
+def _nll(head: Head, batch_BT: Tensor, done: int) -> float:
+    ids_BT = batch_BT.to(head.model.device)
+    places = torch.arange(ids_BT.numel(), device=ids_BT.device).view(ids_BT.shape)[:, :-1]
+    found, _ = head.log_likelihoods(ids_BT, places.flatten(), ids_BT[:, 1:].flatten())
+    nll = -found.double().sum().item()
+    if not math.isfinite(nll):
+        raise LorapError(
+            f"perplexity: the loss of chunks {done} to {done + len(batch_BT) - 1} is not finite"
+        )
+    return nll
+
+
 def evaluate_perplexity(
-    model: PreTrainedModel,
+    source: Source,
     chunks: Tensor,
     *,
+    place: Place = "device",
     text: Text,
     profile: Profile,
     batch_size: int,
@@ -111,7 +150,10 @@ def evaluate_perplexity(
 ) -> Perplexity:
     """Perplexity of a model on the chunks of a text."""
     start = time.perf_counter()
-    nll = mean_nll(model, chunks, batch_size, progress)
+    if source.streamed:
+        nll = streamed_nll(source, chunks, batch_size, place, progress)
+    else:
+        nll = mean_nll(source.model, chunks, batch_size, progress)
     return Perplexity(
         text=text.name,
         label=text.label,

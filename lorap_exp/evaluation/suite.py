@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lorap_exp.calibration.stream import Place
 from lorap_exp.config import EfficiencyConfig, EvaluationConfig, PerplexityConfig
 from lorap_exp.data.source import DataSource, Text
 from lorap_exp.evaluation.batches import halving
@@ -29,6 +30,7 @@ from lorap_exp.evaluation.scores import Scores
 from lorap_exp.evaluation.stability import Choices
 from lorap_exp.evaluation.tasks import check_tasks, write_tasks
 from lorap_exp.evaluation.zero_shot import TaskScore, evaluate_task
+from lorap_exp.models.source import Source
 from lorap_exp.workspace.progress import Meter, bar, say
 
 T = TypeVar("T")
@@ -60,12 +62,12 @@ class Suite:
     generation_batch: int
     efficiency: EfficiencyConfig | None
 
-    def perplexities(self, model: PreTrainedModel, cache: Cache) -> tuple[Perplexity, ...]:
+    def perplexities(self, source: Source, cache: Cache, place: Place) -> tuple[Perplexity, ...]:
         """Perplexity of every text."""
         scores = []
         for text, chunks in self.texts:
             assert self.profile is not None
-            score_text = partial(self._perplexity, model, text, chunks)
+            score_text = partial(self._perplexity, source, text, chunks, place)
             setting = "evaluation.perplexity.batch_size"
             compute = partial(halving, score_text, self.perplexity_batch, setting)
             score = cache.reuse(f"scores/{self.profile.name}-{text.name}", Perplexity, compute)
@@ -74,16 +76,17 @@ class Suite:
         return tuple(scores)
 
     def _perplexity(
-        self, model: PreTrainedModel, text: Text, chunks: Tensor, batch_size: int
+        self, source: Source, text: Text, chunks: Tensor, place: Place, batch_size: int
     ) -> Perplexity:
         assert self.profile is not None
         return evaluate_perplexity(
-            model,
+            source,
             chunks,
+            place=place,
             text=text,
             profile=self.profile,
             batch_size=batch_size,
-            progress=bar(f"perplexity {text.label}", "batch"),
+            progress=bar(f"perplexity {text.label}", "block" if source.streamed else "batch"),
         )
 
     def accuracies(
@@ -221,15 +224,17 @@ def limit_of(text: Text, asked: PerplexityConfig) -> int | None:
 
 def evaluate(
     suite: Suite,
-    model: PreTrainedModel,
+    source: Source,
     tokenizer: PreTrainedTokenizerBase,
     cache: Cache,
     meter: Meter,
+    place: Place,
     *,
     dense: Callable[[], PreTrainedModel | None],
 ) -> Scores:
     """Score a model on the whole suite; finished scores are read back from the cache.
 
+    `place` is where the hidden states of a streamed model wait between blocks.
     `dense` gives the model whose speed is compared, None for the dense model itself.
     """
     perplexities: tuple[Perplexity, ...] = ()
@@ -237,15 +242,15 @@ def evaluate(
     generation = None
     if suite.texts:
         with meter.stage("perplexity"):
-            perplexities = suite.perplexities(model, cache)
+            perplexities = suite.perplexities(source, cache, place)
     if suite.tasks:
         with meter.stage("zero-shot"):
-            accuracies = suite.accuracies(model, tokenizer, cache)
+            accuracies = suite.accuracies(source.model, tokenizer, cache)
     if suite.generation is not None:
         with meter.stage("generation"):
-            generation = suite.continuations(model, tokenizer, cache)
+            generation = suite.continuations(source.model, tokenizer, cache)
     efficiency = None
     if suite.efficiency is not None:
         with meter.stage("efficiency"):
-            efficiency = suite.speeds(model, dense, cache)
+            efficiency = suite.speeds(source.model, dense, cache)
     return Scores(perplexities, accuracies, generation, efficiency=efficiency)

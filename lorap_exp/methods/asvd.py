@@ -12,7 +12,6 @@ Published (lowrankarena), LLaMA-7B at 2048 tokens, 0.2 / 0.4: WikiText-2 8.60 / 
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar
@@ -25,11 +24,12 @@ from transformers import PreTrainedModel
 
 from lorap_exp.calibration.evidence import Evidence, Survey
 from lorap_exp.calibration.probes import Asked, Probe
+from lorap_exp.calibration.stream import entered
 from lorap_exp.calibration.walk import Visit, Walk, walk
 from lorap_exp.methods.contract import Carry, Part, Step
 from lorap_exp.methods.low_rank import MatrixName, factorise, metric_of, metric_probes, naming
-from lorap_exp.methods.streamline.selection import bypassed, hidden_states
-from lorap_exp.models.families import Block, blocks_of
+from lorap_exp.methods.streamline.selection import hidden_states
+from lorap_exp.models.families import Block
 from lorap_exp.models.source import Source
 from lorap_exp.ops.low_rank import principal_outputs
 from lorap_exp.planning.edits import Edit, Factor
@@ -54,24 +54,25 @@ class Sensitivity:
     name: ClassVar[str] = "sensitivities"
 
     def measure(
-        self, model: PreTrainedModel, ids: Tensor, batch_size: int, progress: Any
+        self, source: Source, ids: Tensor, batch_size: int, progress: Any
     ) -> dict[str, Any]:
         visit = Visit(self.targets, tuple(metric_probes("absmean", self.targets)))
         how = Walk(batch_size, "original", rewrite=False)
-        seen = {block.index: found for block, _, found in walk(Source(model), ids, [visit], how)}
-        blocks, rows = blocks_of(model), ids[: self.samples].to(model.device)
+        seen = {block.index: found for block, _, found in walk(source, ids, [visit], how)}
+        model, rows = source.model, ids[: self.samples].to(source.device)
+        blocks = source.blocks
         batches = [(batch, hidden_states(model, blocks, batch)) for batch in rows.split(batch_size)]
-        losses = {
-            str(block.index): {
-                name: [
-                    self._loss_from(model, blocks, position, batches)
-                    for _ in self._cut(block, name, seen[block.index])
-                ]
-                for name in self.targets
-                if name in block.family.matrices
-            }
-            for position, block in enumerate(progress(blocks))
-        }
+        losses: dict[str, dict[str, list[float]]] = {}
+        for position, block in enumerate(progress(blocks)):
+            with source.opened(block, rewrite=False, original=True):
+                losses[str(block.index)] = {
+                    name: [
+                        self._loss_from(model, blocks, position, batches)
+                        for _ in self._cut(block, name, seen[block.index])
+                    ]
+                    for name in self.targets
+                    if name in block.family.matrices
+                }
         return {"dense": self._loss_from(model, blocks, 0, batches), "losses": losses}
 
     def _cut(self, block: Block, name: str, seen: Evidence) -> Iterator[int]:
@@ -105,16 +106,6 @@ class Sensitivity:
                 loss = model(input_ids=ids, labels=ids, use_cache=False).loss
                 total += float(loss) * len(ids)
         return total / sum(len(ids) for ids, _ in batches)
-
-
-@contextmanager
-def entered(before: Sequence[Block], hidden_BTH: Tensor) -> Iterator[None]:
-    """These first blocks hand on given hidden states whatever their input."""
-    with bypassed(before):
-        if before:
-            last = before[-1]
-            last.module.forward = lambda *_, **__: last.returning(hidden_BTH)
-        yield
 
 
 @dataclass(frozen=True, config={"extra": "forbid"})

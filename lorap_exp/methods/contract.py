@@ -124,6 +124,13 @@ class Step:
     removes_layers: ClassVar[bool] = False
 
     @property
+    def whole(self) -> str:
+        """Why the whole model must be in memory; empty where one block at a time will do."""
+        if self.trains:
+            return "trains the whole model"
+        return "changes the whole model at once" if self.ends or self.reach == "model" else ""
+
+    @property
     def sized(self) -> Sequence[str]:
         """Names of the matrices whose sizes the step sets; a step without any has no size."""
         return ()

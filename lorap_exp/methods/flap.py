@@ -18,14 +18,14 @@ from typing import Any, ClassVar
 import torch
 from pydantic.dataclasses import dataclass
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from lorap_exp.calibration.evidence import Evidence, Survey
 from lorap_exp.calibration.probes import Asked, Probe
 from lorap_exp.methods.contract import Carry, Part
 from lorap_exp.methods.pruning import StructuredPruning, keep_units, size_of
-from lorap_exp.models.families import Block, blocks_of
+from lorap_exp.models.families import Block
 from lorap_exp.models.rewriting import dense_like
+from lorap_exp.models.source import Source
 from lorap_exp.ops import channels
 from lorap_exp.planning.edits import Edit
 from lorap_exp.planning.options import Option
@@ -44,15 +44,16 @@ class ColumnSquares:
     name: ClassVar[str] = "column_squares"
 
     def measure(
-        self, model: PreTrainedModel, ids: Tensor, batch_size: int, progress: Any
+        self, source: Source, ids: Tensor, batch_size: int, progress: Any
     ) -> dict[str, Any]:
-        return {
-            str(block.index): {
-                reader: channels.column_squares(block.weight(reader)).tolist()
-                for reader in READERS.values()
-            }
-            for block in progress(blocks_of(model))
-        }
+        found = {}
+        for block in progress(source.blocks):
+            with source.opened(block, rewrite=False, original=True):
+                found[str(block.index)] = {
+                    reader: channels.column_squares(block.weight(reader)).tolist()
+                    for reader in READERS.values()
+                }
+        return found
 
 
 @dataclass(frozen=True, config={"extra": "forbid"})

@@ -6,11 +6,10 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from lorap_exp.calibration.evidence import Survey
 from lorap_exp.methods.streamline.selection import Progress, hidden_states
-from lorap_exp.models.families import blocks_of
+from lorap_exp.models.source import Source
 from lorap_exp.ops.similarity import cosines, unit_rows
 from lorap_exp.planning.options import Option
 
@@ -23,13 +22,13 @@ class BlockInfluence:
 
     @torch.no_grad()
     def measure(
-        self, model: PreTrainedModel, ids: Tensor, batch_size: int, progress: Progress
+        self, source: Source, ids: Tensor, batch_size: int, progress: Progress
     ) -> dict[str, Any]:
         """By block number, as text: JSON has no other keys."""
-        blocks = blocks_of(model)
+        model, blocks = source.model, source.blocks
         sums = [0.0] * len(blocks)
         for batch in progress(ids.split(batch_size)):
-            units = [unit_rows(h) for h in hidden_states(model, blocks, batch.to(model.device))]
+            units = [unit_rows(h) for h in hidden_states(model, blocks, batch.to(source.device))]
             for number in range(len(blocks)):
                 sums[number] += float(cosines(units[number], units[number + 1]).double().sum())
         tokens = ids.numel()

@@ -22,10 +22,10 @@ from torch.nn.functional import cosine_similarity
 from transformers import PreTrainedModel
 
 from lorap_exp.calibration.evidence import Survey
+from lorap_exp.calibration.stream import entered
 from lorap_exp.errors import LorapError
 from lorap_exp.methods.contract import Carry, Step, Whole
 from lorap_exp.methods.streamline.removal import removed
-from lorap_exp.methods.streamline.selection import bypassed
 from lorap_exp.models.families import Block, blocks_of
 from lorap_exp.models.layout import shortened
 from lorap_exp.planning.edits import Drop, Edit, Merge
@@ -90,7 +90,7 @@ class LaCo(Step):
                 base, behind = alive[position], alive[position + 1 :][: min(self.layers, left)]
                 before = collapse(blocks[base], [blocks[index] for index in behind])
                 gone = [block for index, block in blocks.items() if index not in alive]
-                with bypassed([*gone, *(blocks[index] for index in behind)]):
+                with entered([*gone, *(blocks[index] for index in behind)], None):
                     cosine = mean_cosine([final_states(model, batch) for batch in batches], target)
                 if not cosine > threshold:
                     restore(before)

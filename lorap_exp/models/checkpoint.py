@@ -6,6 +6,7 @@ configuration), `compressed_modules`, `replaced_layers`, `original_layers`, `sho
 modelling file and the tokenizer. No pickle.
 """
 
+import copy
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -109,10 +110,10 @@ def as_compressed(
     if isinstance(model, CompressedModel) and not any(settings.values()):
         return model
     config = compressed_config(dense or model.config, settings)
-    return _rebuild(model, _causal_class(config), config)
+    return _rebuild(model, causal_class(config), config)
 
 
-def _causal_class(config: Any) -> Any:
+def causal_class(config: Any) -> Any:
     """The causal model class of a stock or a compressed configuration."""
     stock = getattr(config, "stock_class", None)
     if stock is None:
@@ -165,7 +166,7 @@ def export(model: PreTrainedModel, dense: PreTrainedConfig, form: str) -> PreTra
     stock = type(dense)(**changed | found)
     if model.config.original_layers:
         stock.original_layers = model.config.original_layers
-    return _rebuild(model, _causal_class(stock), stock)
+    return _rebuild(model, causal_class(stock), stock)
 
 
 @torch.no_grad()
@@ -184,7 +185,8 @@ def _rebuild(model: PreTrainedModel, model_class: Any, config: PreTrainedConfig)
     config._attn_implementation = model.config._attn_implementation
     with torch.device("meta"):
         rebuilt = model_class(config)
-    rebuilt.load_state_dict(_state_for(rebuilt, model), assign=True)
+    stock = not isinstance(rebuilt, CompressedModel)
+    rebuilt.load_state_dict(_state_for(rebuilt, model, stock=stock), assign=True)
     for path, buffer in model.named_buffers():
         owner, _, name = path.rpartition(".")
         try:
@@ -198,8 +200,26 @@ def _rebuild(model: PreTrainedModel, model_class: Any, config: PreTrainedConfig)
     return rebuilt.eval().requires_grad_(False)
 
 
-def _state_for(rebuilt: nn.Module, model: nn.Module) -> dict[str, torch.Tensor]:
-    """Weights for a model of another class: fused, turned, or with the zero biases that it has."""
+def as_form(
+    rebuilt: nn.Module, layer: nn.Module, form: str, *, stock: bool
+) -> dict[str, torch.Tensor]:
+    """The weights of one layer in the form in which its model is saved: see `export`.
+
+    Args:
+        rebuilt: the layer of the saved architecture, without weights.
+        layer: rewritten, with weights; not changed.
+        form: factored or dense.
+        stock: whether the saved architecture is a stock one.
+    """
+    if form == "dense" and projections(layer):
+        layer = copy.deepcopy(layer)
+        for path, projection in projections(layer).items():
+            place(layer, path, multiply_out(projection))
+    return _state_for(rebuilt, layer, stock=stock)
+
+
+def _state_for(rebuilt: nn.Module, model: nn.Module, *, stock: bool) -> dict[str, torch.Tensor]:
+    """Weights for a module of another class: fused, turned, or with the zero biases that it has."""
     state = model.state_dict()
     splits = {p: m for p, m in model.named_modules() if isinstance(m, SplitLinear)}
     for path, module in rebuilt.named_modules():
@@ -210,7 +230,6 @@ def _state_for(rebuilt: nn.Module, model: nn.Module) -> dict[str, torch.Tensor]:
             state |= {f"{path}.{key}": value for key, value in joined.items()}
         if isinstance(module, Conv1D):
             state[f"{path}.weight"] = state[f"{path}.weight"].mT.contiguous()
-        stock = not isinstance(rebuilt, CompressedModel)
         if stock and isinstance(module, nn.Linear) and module.bias is not None:
             weight = state[f"{path}.weight"]
             state.setdefault(f"{path}.bias", weight.new_zeros(len(weight)))
@@ -308,6 +327,11 @@ def check_reload(model: PreTrainedModel, folder: Path, ids: torch.Tensor) -> Non
     model.to(torch.device("cpu"))  # type: ignore[arg-type]
     got = load(folder, device, dtype)(ids.to(device)).logits.float().cpu()
     model.to(device)  # type: ignore[arg-type]
+    check_same(expected, got, folder)
+
+
+def check_same(expected: torch.Tensor, got: torch.Tensor, folder: Path) -> None:
+    """Raise unless the logits of a saved model are those of the model that was saved."""
     if torch.equal(expected, got):
         return
     difference = (expected - got).norm() / expected.norm()

@@ -53,9 +53,13 @@ TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json", 
 
 @dataclass(frozen=True)
 class Match:
-    """Stored name -> name in the architecture, of every tensor that is loaded."""
+    """Stored name -> name in the architecture, of every tensor that is loaded.
+
+    `converted`: of those that transformers itself renames, or merges with others, on loading.
+    """
 
     names: Mapping[str, str]
+    converted: Mapping[str, str]
 
     @property
     def renamed(self) -> dict[str, str]:
@@ -171,7 +175,7 @@ def match(
     indices = {name for name, tensor in state.items() if not tensor.is_floating_point()}
     prefix = f"{empty.base_model_prefix}."
     names: dict[str, str] = {}
-    extra, merged = [], set[str]()
+    extra, merged = [], dict[str, str]()
     conversions = get_model_conversion_mapping(empty, add_legacy=False)
     for name in stored:
         plain = _unwrapped(name)
@@ -179,13 +183,13 @@ def match(
         if plain in wanted:
             names[name] = plain
         elif (target := _merged(plain, conversions)) in wanted:
-            merged.add(target)
+            merged[name] = target
         elif not HARMLESS.search(name) and not (wrapped and BESIDE_TEXT.match(name)):
             extra.append(name)
     _refuse_doubles(folder, names)
     _refuse_sizes(folder, {name: stored[name] for name in names}, names, wanted, indices)
     tied = empty.all_tied_weights_keys
-    found = {*names.values(), *merged}
+    found = {*names.values(), *merged.values()}
     missing = [
         name
         for name in wanted
@@ -198,7 +202,7 @@ def match(
             f"model.path must hold exactly the tensors of a {type(empty).__name__} as its "
             f"config.json says, got '{folder}', which {said}"
         )
-    return Match(names)
+    return Match(names, merged)
 
 
 def _merged(name: str, conversions: Sequence[WeightTransform]) -> str:

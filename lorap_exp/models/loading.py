@@ -28,6 +28,7 @@ from lorap_exp.models.digests import digest_weights
 from lorap_exp.models.families import family_of, split_fused
 from lorap_exp.models.headers import read_json, stored_tensors
 from lorap_exp.models.inspection import (
+    Match,
     check_folder,
     check_layers,
     check_tokenizer_files,
@@ -313,23 +314,43 @@ def try_out(model: PreTrainedModel, what: str) -> None:
         )
 
 
+def with_weights(model: ModelConfig) -> Source:
+    """Where a model's weights are; those of a hub model are fetched into its cache."""
+    source = find_source(model)
+    if source.hub is None:
+        return source
+    folder = _snapshot(model, source.commit, (*DESCRIPTIONS, "*.safetensors"))
+    if not list(folder.glob("*.safetensors")):
+        folder = _snapshot(model, source.commit, (*DESCRIPTIONS, "*.bin"))
+    return Source(source.location, folder, source.hub)
+
+
+def stored_names(model: ModelConfig, config: PreTrainedConfig) -> tuple[Path, dict[str, str]]:
+    """The folder of a model's weights, and names there that are others in the architecture."""
+    source = with_weights(model)
+    if getattr(config, "stock_class", None) is not None:
+        return source.folder, {}
+    found = _matched(source, _architecture(config, f"'{source.location}'"))
+    return source.folder, found.renamed | dict(found.converted)
+
+
+def _matched(source: Source, empty: PreTrainedModel) -> Match:
+    wrapped = _is_wrapped(check_folder(source.folder))
+    found = match_folder(source.folder, empty, wrapped=wrapped)
+    if renamed := found.renamed:
+        first, name = next(iter(renamed.items()))
+        say(f"  {len(renamed)} tensors have other names in the files: '{first}' is '{name}'")
+    return found
+
+
 def _read_weights(
     model: ModelConfig, config: PreTrainedConfig, dtype: torch.dtype
 ) -> PreTrainedModel:
-    source = find_source(model)
-    if source.hub is not None:
-        folder = _snapshot(model, source.commit, (*DESCRIPTIONS, "*.safetensors"))
-        if not list(folder.glob("*.safetensors")):
-            folder = _snapshot(model, source.commit, (*DESCRIPTIONS, "*.bin"))
-        source = Source(source.location, folder, source.hub)
+    source = with_weights(model)
     if getattr(config, "stock_class", None) is not None:
         return _reading(source, lambda: checkpoint.load(source.folder, dtype=dtype))
     empty = _architecture(config, f"'{source.location}'")
-    wrapped = _is_wrapped(check_folder(source.folder))
-    renamed = match_folder(source.folder, empty, wrapped=wrapped).renamed
-    if renamed:
-        first, name = next(iter(renamed.items()))
-        say(f"  {len(renamed)} tensors have other names in the files: '{first}' is '{name}'")
+    renamed = _matched(source, empty).renamed
     mapping = {f"^{_escaped(stored)}$": name for stored, name in renamed.items()}
 
     def read() -> Any:

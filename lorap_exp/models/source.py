@@ -17,9 +17,12 @@ from lorap_exp.planning.edits import Edit
 class Source:
     """A whole model in memory.
 
-    `model` is the architecture with its embedding, norms and head; its blocks hold their weights
-    inside `opened` (here always).
+    `model` is the architecture with its embedding, norms and head. It runs as it is; its blocks
+    show their weights inside `opened` (here always).
     """
+
+    streamed = False
+    """Blocks come from disk."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
@@ -43,6 +46,11 @@ class Source:
     def done(self) -> Mapping[int, list[Edit]]:
         """What was done to the blocks that are finished."""
         return {}
+
+    @contextmanager
+    def originals(self) -> Iterator[None]:
+        """Blocks run as they were before anything was rewritten, where that can be had."""
+        yield
 
     @contextmanager
     def opened(

@@ -1,9 +1,11 @@
-"""A model larger than memory: blocks are read from disk when they are opened, and freed.
+"""A model larger than memory: blocks are read from disk when they are opened or run, and freed.
 
-What a method rewrites is written as one file for each block; `finish` makes a checkpoint of them.
-The next block is read while this one computes. After a kill, finished blocks are not done again.
+What a method rewrites is written as one file for each block; `fill` makes a checkpoint of them. The
+next block is read while this one computes. After a kill, finished blocks are not done again. The
+model runs as any other does: a block that is not open is read for its forward pass.
 """
 
+import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,16 +16,20 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
+from transformers.pytorch_utils import Conv1D
 
 from lorap_exp.errors import LorapError
-from lorap_exp.models.families import Block, blocks_of, decoder_family
+from lorap_exp.models.checkpoint import as_form, causal_class
+from lorap_exp.models.families import Block, blocks_of, decoder_family, split_fused
 from lorap_exp.models.headers import weight_files
+from lorap_exp.models.inspection import match_folder
 from lorap_exp.models.layout import block_forms
-from lorap_exp.models.modeling_compressed import reshape_linear
+from lorap_exp.models.modeling_compressed import reshape_linear, split_layer
 from lorap_exp.models.source import Source
-from lorap_exp.models.tensor_files import Place, gather, mapped, merged, places_in, read, write
+from lorap_exp.models.tensor_files import Place, fill, mapped, places_in, read, write
 from lorap_exp.planning.edits import Edit, Plan
 from lorap_exp.workspace.files import replacing, write_json
 
@@ -37,10 +43,14 @@ class StreamedSource(Source):
         device: where blocks compute.
         dtype: in which they compute.
         work: folder for rewritten blocks; None for a model that is only read.
+        renamed: names in the files -> names in the architecture, where they differ; null to find
+            out.
 
     Raises:
-        LorapError: the architecture has fused projections, or a block lacks a tensor.
+        LorapError: the files are no safetensors, or a tensor is not there under its name.
     """
+
+    streamed = True
 
     def __init__(
         self,
@@ -49,25 +59,44 @@ class StreamedSource(Source):
         device: torch.device,
         dtype: torch.dtype,
         work: Path | None = None,
+        renamed: Mapping[str, str] | None = None,
     ) -> None:
         with init_empty_weights(include_buffers=False):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+            model: PreTrainedModel = causal_class(config)._from_config(config, dtype=dtype)
         super().__init__(model.eval().requires_grad_(False))
         self._device, self._dtype, self._work = device, dtype, work
-        self._places = merged(weight_files(folder))
         self._family = decoder_family(model)
-        if self._family.fused:
-            raise LorapError(
-                f"stream must be false for '{config.model_type}' models: their fused projections "
-                f"are split in memory"
-            )
+        if renamed is None:
+            found = match_folder(folder, model)
+            renamed = found.renamed | dict(found.converted)
+        self._places = _places(folder, renamed)
+        layers = list(model.get_submodule(self._family.layers).children())
+        stock = getattr(config, "stock_class", None) is None
+        self._unsplit = [
+            copy.deepcopy(one) if stock and self._splits(one) else None for one in layers
+        ]
+        if stock:
+            split_fused(model)
+        self._stored = {block.index: position for position, block in enumerate(self.blocks)}
         self._pool = ThreadPoolExecutor(1)
         self._ahead: tuple[int, Future[dict[str, Tensor]]] | None = None
+        self._last = -1
+        self._original = False
+        self._open: set[int] = set()
+        self._lent: set[int] = set()
         self._finished: dict[int, list[Edit]] = self._resume()
         self._formed: set[int] = set()
         """Finished blocks whose modules are already those that they were rewritten to."""
         self._noted: list[Edit] = []
+        self._check_names()
         self._load_rest()
+        self._lend()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "StreamedSource":
+        return self
+
+    def _splits(self, layer: nn.Module) -> bool:
+        return bool(self._family.fused) or any(isinstance(m, Conv1D) for m in layer.modules())
 
     def _resume(self) -> dict[int, list[Edit]]:
         path = None if self._work is None else self._work / "blocks.json"
@@ -76,13 +105,33 @@ class StreamedSource(Source):
         raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return {int(index): list(Plan.from_dict(plan).edits) for index, plan in raw.items()}
 
+    def _check_names(self) -> None:
+        """Raise unless every tensor of a block has a place: experts may be merged on loading."""
+        for block in self.blocks:
+            prefix, unsplit = self._prefix(block), self._unsplit[self._stored[block.index]]
+            layer = block.module if unsplit is None else unsplit
+            for name, tensor in layer.state_dict().items():
+                place = self._places.get(prefix + name)
+                if place is None or place.shape != tuple(tensor.shape):
+                    raise LorapError(
+                        f"stream must be false for '{self.model.config.model_type}' models whose "
+                        f"files hold no tensor '{prefix}{name}': it is put together on loading"
+                    )
+
+    def _names(self, block: Block) -> list[str]:
+        """The tensors of a block in the files."""
+        unsplit = self._unsplit[self._stored[block.index]]
+        return list((block.module if unsplit is None else unsplit).state_dict())
+
     def _load_rest(self) -> None:
         """Embedding, norms and head, of which only the pages that are used are read; tied heads are
         tied."""
         layers = self._family.layers + "."
-        rest = {name: p for name, p in self._places.items() if not name.startswith(layers)}
+        own = self.model.state_dict()
+        rest = {n: p for n, p in self._places.items() if n in own and not n.startswith(layers)}
         loaded = {name: self._ready(mapped(place)) for name, place in rest.items()}
         self.model.load_state_dict(loaded, strict=False, assign=True)
+        self.model.requires_grad_(False)
         self.model.tie_weights()
         for name, buffer in self.model.named_buffers():
             if buffer.device.type != "meta":
@@ -92,6 +141,27 @@ class StreamedSource(Source):
         missing = [n for n, t in held.items() if t.is_meta and not n.startswith(layers)]
         if missing:
             raise LorapError(f"model.path must hold every tensor, but lacks {missing[0]}")
+
+    def _lend(self) -> None:
+        """A block that runs while it is not open is read for that, and freed behind it."""
+
+        def lend(block: Block) -> None:
+            def before(module: nn.Module, _: Any) -> None:
+                bypassed = "forward" in vars(module)
+                if module is block.module and not bypassed and block.index not in self._open:
+                    self._read(block, original=self._original)
+                    self._lent.add(block.index)
+
+            def after(module: nn.Module, *_: Any) -> None:
+                if module is block.module and block.index in self._lent:
+                    self._lent.discard(block.index)
+                    _free(module)
+
+            block.module.register_forward_pre_hook(before, prepend=True)
+            block.module.register_forward_hook(after, always_call=True)
+
+        for block in self.blocks:
+            lend(block)
 
     def _ready(self, tensor: Tensor) -> Tensor:
         dtype = self._dtype if tensor.is_floating_point() else tensor.dtype
@@ -119,6 +189,21 @@ class StreamedSource(Source):
         """What was done to the open block."""
         self._noted += edits
 
+    def adopt(self, model: PreTrainedModel) -> None:
+        """Go on with a model of the same blocks, some of which are gone."""
+        self.model = model
+        vars(self).pop("blocks", None)
+        self._lend()
+
+    @contextmanager
+    def originals(self) -> Iterator[None]:
+        """Blocks run as they were before anything was rewritten."""
+        self._original = True
+        try:
+            yield
+        finally:
+            self._original = False
+
     @contextmanager
     def opened(
         self, block: Block, *, rewrite: bool = True, original: bool = False
@@ -130,47 +215,68 @@ class StreamedSource(Source):
             rewrite: keep what it becomes.
             original: as it was before anything was rewritten.
         """
-        position = self.blocks.index(block)
-        written = self.finished(block) and not original
-        if written:
-            self._give_form(block)
-            state = self._rename(places_in(self._file(block)), position)
-        else:
-            state = self._read_ahead(position)
-        block.module.load_state_dict(state, assign=True)
-        block.module.requires_grad_(False)
-        del state
+        written = self._read(block, original=original)
+        self._open.add(block.index)
         self._noted = []
         try:
             yield block
             if rewrite and self._work is not None and not written:
-                self._write(block, position)
+                self._write(block)
         finally:
-            block.module.to("meta")
+            self._open.discard(block.index)
+            _free(block.module)
 
-    def _read_ahead(self, position: int) -> dict[str, Tensor]:
-        """The tensors of a block, and a thread that reads those of the next one."""
+    @torch.inference_mode(False)
+    def _read(self, block: Block, *, original: bool) -> bool:
+        """Give a block its weights; whether they are rewritten ones."""
+        written = self.finished(block) and not original
+        if written:
+            self._give_form(block)
+            state = self._read_written(block)
+        else:
+            state = self._read_ahead(block)
+        block.module.load_state_dict(state, assign=True)
+        block.module.requires_grad_(False)
+        return written
+
+    def _read_ahead(self, block: Block) -> dict[str, Tensor]:
+        """The tensors of a block, and a thread that reads those of the next one on the way."""
+        position = self.blocks.index(block)
         if self._ahead is not None and self._ahead[0] == position:
             state = self._ahead[1].result()
         else:
             state = self._block_tensors(position)
         self._ahead = None
-        if position + 1 < len(self.blocks):
-            following = position + 1
+        following = position - 1 if position < self._last else position + 1
+        self._last = position
+        if 0 <= following < len(self.blocks):
             self._ahead = (following, self._pool.submit(self._block_tensors, following))
-        return {name: self._ready(tensor) for name, tensor in state.items()}
+        state = {name: self._ready(tensor) for name, tensor in state.items()}
+        unsplit = self._unsplit[self._stored[block.index]]
+        if unsplit is None:
+            return state
+        layer = copy.deepcopy(unsplit)
+        layer.load_state_dict(state, assign=True)
+        split_layer(layer.requires_grad_(False), self._family.fused)
+        return layer.state_dict()
 
     def _block_tensors(self, position: int) -> dict[str, Tensor]:
-        prefix = self._prefix(position)
-        mine = {n: p for n, p in self._places.items() if n.startswith(prefix)}
-        return {name.removeprefix(prefix): read(place) for name, place in mine.items()}
+        block = self.blocks[position]
+        prefix = self._prefix(block)
+        found = {name: read(self._places[prefix + name]) for name in self._names(block)}
+        for name, tensor in found.items():
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise LorapError(
+                    f"model.path: the weights of '{prefix}{name}' must be finite numbers"
+                )
+        return found
 
-    def _prefix(self, position: int) -> str:
-        return f"{self._family.layers}.{position}."
+    def _prefix(self, block: Block) -> str:
+        """Of the names of a block's tensors in the files."""
+        return f"{self._family.layers}.{self._stored[block.index]}."
 
-    def _rename(self, places: Mapping[str, Place], position: int) -> dict[str, Tensor]:
-        prefix = self._prefix(position)
-        return {n.removeprefix(prefix): self._ready(read(p)) for n, p in places.items()}
+    def _read_written(self, block: Block) -> dict[str, Tensor]:
+        return {n: self._ready(read(place)) for n, place in places_in(self._file(block)).items()}
 
     def take_forms(self) -> None:
         """Give every finished block the modules that it has now, without weights."""
@@ -189,30 +295,72 @@ class StreamedSource(Source):
         assert self._work is not None
         return self._work / f"block-{block.index:05}.safetensors"
 
-    def _write(self, block: Block, position: int) -> None:
+    def _write(self, block: Block) -> None:
         assert self._work is not None
-        prefix = self._prefix(position)
-        state = {f"{prefix}{n}": tensor for n, tensor in block.module.state_dict().items()}
         with replacing(self._file(block)) as partial:
-            write(partial, state)
+            write(partial, block.module.state_dict())
         self._finished[block.index] = list(self._noted)
         self._formed.add(block.index)
         kept = {str(i): Plan(0.0, tuple(e)).to_dict() for i, e in self._finished.items()}
         write_json(self._work / "blocks.json", kept)
 
-    def finish(self, path: Path, names: Sequence[str], note: Any = lambda _: None) -> None:
-        """One safetensors file with these tensors of the rewritten model.
+    def fill(self, folder: Path, final: PreTrainedModel, form: str) -> None:
+        """The weight files of the rewritten model, as `save_pretrained` would write them.
 
-        Raises:
-            LorapError: one of them was not written.
+        Args:
+            folder: which holds nothing but what belongs beside weights.
+            final: the architecture that is saved, without weights.
+            form: factored, or dense, where factors are multiplied out.
         """
-        assert self._work is not None
-        rest = self._work / "rest.safetensors"
-        layers = self._family.layers + "."
-        state = self.model.state_dict()
-        write(rest, {n: t for n, t in state.items() if n in names and not n.startswith(layers)})
-        places = merged([rest, *(self._file(block) for block in self.blocks)])
-        missing = [name for name in names if name not in places]
-        if missing:
-            raise LorapError(f"the rewritten model lacks {missing[0]}")
-        gather(path, {name: places[name] for name in names}, note)
+        tied = set(final.all_tied_weights_keys or ())
+        own = {name: tensor for name, tensor in final.state_dict().items() if name not in tied}
+        names = {name: _saved_name(final, name, tensor) for name, tensor in own.items()}
+        parts = (
+            {names[name]: tensor for name, tensor in part.items()}
+            for part in self._final_tensors(final, own, form)
+        )
+        fill(folder, {names[n]: t for n, t in own.items()}, parts, final.num_parameters())
+
+    def _final_tensors(
+        self, final: PreTrainedModel, own: Mapping[str, Tensor], form: str
+    ) -> Iterator[dict[str, Tensor]]:
+        layers = self._family.layers
+        rest = self.model.state_dict()
+        yield {n: rest[n] for n in own if not n.startswith(layers + ".")}
+        for position, block in enumerate(self.blocks):
+            with self.opened(block, rewrite=False):
+                layer = final.get_submodule(f"{layers}.{position}")
+                state = as_form(layer, block.module, form, stock=_is_stock(final))
+                yield {f"{layers}.{position}.{name}": t for name, t in state.items()}
+
+
+def _saved_name(model: PreTrainedModel, name: str, tensor: Tensor) -> str:
+    """The name under which transformers saves a tensor, which may be an older one."""
+    return next(iter(revert_weight_conversion(model, {name: tensor})))
+
+
+def _is_stock(model: PreTrainedModel) -> bool:
+    return getattr(model.config, "stock_class", None) is None
+
+
+def _places(folder: Path, renamed: Mapping[str, str]) -> dict[str, Place]:
+    """Where every tensor of a checkpoint is, by its name in the architecture."""
+    files = weight_files(folder)
+    if odd := next((path for path in files if path.suffix != ".safetensors"), None):
+        raise LorapError(f"stream must be false where weights are no safetensors, got '{odd.name}'")
+    found = {name: place for path in files for name, place in places_in(path).items()}
+    return {renamed.get(name, name): place for name, place in found.items()}
+
+
+@torch.inference_mode(False)
+def _free(module: nn.Module) -> None:
+    """Leave the shapes; buffers that no file holds stay."""
+    for part in module.modules():
+        for name, parameter in part._parameters.items():
+            if parameter is not None:
+                part._parameters[name] = nn.Parameter(
+                    torch.empty_like(parameter, device="meta"), requires_grad=False
+                )
+        for name, buffer in part._buffers.items():
+            if buffer is not None and name not in part._non_persistent_buffers_set:
+                part._buffers[name] = torch.empty_like(buffer, device="meta")

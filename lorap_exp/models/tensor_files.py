@@ -4,16 +4,21 @@ A file is 8 bytes (the header's length, little-endian), the header in JSON, and 
 written here is byte for byte what `safetensors` writes for the same tensors.
 """
 
+import inspect
 import json
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from torch import Tensor
+from transformers import PreTrainedModel
+
+from lorap_exp.errors import LorapError
 
 TYPES = {
     "BOOL": torch.bool,
@@ -29,8 +34,9 @@ TYPES = {
 }
 """In the order of safetensors: a file holds the last kinds first."""
 NAMES = {dtype: name for name, dtype in TYPES.items()}
-CHUNK = 2**24
-"""Bytes copied at a time."""
+PATTERN = "model{suffix}.safetensors"
+SHARD = inspect.signature(PreTrainedModel.save_pretrained).parameters["max_shard_size"].default
+"""Above it a checkpoint is several files."""
 
 
 @dataclass(frozen=True)
@@ -78,13 +84,9 @@ def _tensor(raw: Any, place: Place) -> Tensor:
     return torch.from_numpy(raw).view(TYPES[place.dtype]).reshape(place.shape)
 
 
-def layout(tensors: Mapping[str, Tensor | Place]) -> tuple[bytes, list[str]]:
+def layout(tensors: Mapping[str, Tensor]) -> tuple[bytes, list[str]]:
     """The header of a file that holds these tensors, and their order in it."""
-
-    kinds = {
-        name: found.dtype if isinstance(found, Place) else NAMES[found.dtype]
-        for name, found in tensors.items()
-    }
+    kinds = {name: NAMES[tensor.dtype] for name, tensor in tensors.items()}
     ranks = {kind: rank for rank, kind in enumerate(TYPES)}
     order = sorted(tensors, key=lambda name: (-ranks[kinds[name]], name))
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -109,28 +111,50 @@ def write(path: Path, tensors: Mapping[str, Tensor]) -> None:
             file.write(whole.view(-1).view(torch.uint8).numpy().data)
 
 
-def gather(path: Path, places: Mapping[str, Place], note: Callable[[int], None]) -> None:
-    """A file of tensors that lie in other files, copied without holding one whole.
+def fill(
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    parts: Iterable[Mapping[str, Tensor]],
+    parameters: int,
+) -> None:
+    """The weight files of a checkpoint, written a part at a time.
 
-    `note` is told the bytes that were copied.
+    Args:
+        folder: files are those that `save_pretrained` would write there, shards with an index where
+            they are large.
+        tensors: shapes and types of all, on the meta device.
+        parts: each tensor once, in any order.
+        parameters: of the model, for the index.
+
+    Raises:
+        LorapError: a tensor was not given, or has another size.
     """
-    header, order = layout(places)
-    with path.open("wb") as file:
-        file.write(header)
-        for name in order:
-            place = places[name]
-            with place.file.open("rb") as source:
-                source.seek(place.start)
-                left = place.size
-                while left:
-                    part = source.read(min(left, CHUNK))
-                    if not part:
-                        raise ValueError(f"'{place.file}' ends inside {name}")
-                    file.write(part)
-                    note(len(part))
-                    left -= len(part)
-
-
-def merged(files: Iterable[Path]) -> dict[str, Place]:
-    """Every tensor of several files."""
-    return {name: place for path in files for name, place in places_in(path).items()}
+    split = split_torch_state_dict_into_shards(
+        dict(tensors), filename_pattern=PATTERN, max_shard_size=SHARD
+    )
+    spans: dict[str, tuple[Path, int, int]] = {}
+    for name, own in split.filename_to_tensors.items():
+        header, order = layout({key: tensors[key] for key in own})
+        (folder / name).write_bytes(header)
+        at = len(header)
+        for key in order:
+            size = tensors[key].numel() * tensors[key].element_size()
+            spans[key] = (folder / name, at, size)
+            at += size
+    for part in parts:
+        for key, tensor in part.items():
+            path, start, size = spans.pop(key, (folder, 0, 0))
+            raw = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+            if raw.nbytes != size:
+                raise LorapError(f"'{key}' must have {size} bytes, got {raw.nbytes}")
+            with path.open("r+b") as file:
+                file.seek(start)
+                file.write(raw)
+    if spans:
+        raise LorapError(f"the checkpoint lacks '{next(iter(spans))}'")
+    if split.is_sharded:
+        (folder / "model.safetensors").unlink(missing_ok=True)
+        known = split.metadata | {"total_parameters": parameters}
+        index = {"metadata": known, "weight_map": split.tensor_to_filename}
+        text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+        (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")

@@ -2,7 +2,7 @@
 
 The product of two bfloat16 numbers is exact in float32. So where activations are bfloat16, a device
 may multiply them as such, or as TF32, and add up in float32: the result is that of a float32
-product, rounded less often. float32 activations are multiplied as float32.
+product, up to the order of the additions. float32 activations are multiplied as float32.
 """
 
 from collections.abc import Iterator

@@ -26,6 +26,7 @@ from lorap_exp.methods.streamline.selection import LayerScores, Selection
 from lorap_exp.models.checkpoint import (
     as_compressed,
     check_reload,
+    check_same,
     count_parameters,
     export,
     load,
@@ -36,11 +37,12 @@ from lorap_exp.models.layout import settings_of
 from lorap_exp.models.loading import load_model
 from lorap_exp.models.source import Source
 from lorap_exp.models.stock import stock_base
+from lorap_exp.models.streaming import StreamedSource
 from lorap_exp.planning.edits import Edit, Plan
 from lorap_exp.reporting.selection import plot_selection
 from lorap_exp.reporting.spectra import plot_spectra
 from lorap_exp.steps.prepare import Inputs
-from lorap_exp.steps.stream import compress_streamed, streams
+from lorap_exp.steps.stream import open_original, open_saved, save_streamed, streams
 from lorap_exp.workspace.job import Job
 from lorap_exp.workspace.progress import Meter, bar, no_bar, say
 from lorap_exp.workspace.team import Team
@@ -77,7 +79,7 @@ def analyse(cfg: Config, inputs: Inputs, job: Job, meter: Meter) -> None:
     if cfg.analysis is None or job.read("spectra.json") is not None:
         return
     assert inputs.calibration is not None
-    dense = load_dense(cfg, inputs, meter)
+    dense = open_dense(cfg, inputs, meter)
     with meter.stage("analysis"):
         spectra = measure_spectra(
             dense,
@@ -98,24 +100,26 @@ def load_dense(cfg: Config, inputs: Inputs, meter: Meter) -> PreTrainedModel:
         return load_model(cfg.model, inputs.model_config, inputs.device, dtype, cfg.seed)
 
 
-def compress(
-    cfg: Config, inputs: Inputs, job: Job, meter: Meter
-) -> tuple[PreTrainedModel, Compression]:
+def open_dense(cfg: Config, inputs: Inputs, meter: Meter, work: Path | None = None) -> Source:
+    """The original model: in memory, or a block at a time; rewritten blocks go to `work`."""
+    if streams(cfg, inputs):
+        return open_original(cfg, inputs, work)
+    return Source(load_dense(cfg, inputs, meter))
+
+
+def compress(cfg: Config, inputs: Inputs, job: Job, meter: Meter) -> tuple[Source, Compression]:
     """The compressed model: from the job's folder as far as it was saved, else made and saved."""
     groups = 0 if inputs.plan.is_dense else len(inputs.stack.groups())
     last = max(groups - 1, 0)
     work = Work(cfg, inputs, job, meter)
     start = work.resume(last)
-    if start == 0 and streams(cfg, inputs):
-        work.stream()
-        return work.model(), work.done
     for number in range(start, groups):
         work.run(number)
         if number == last or inputs.stack.groups()[number + 1][0][1].trains:
             work.save(number, final=number == last)
     if not groups and start == 0:
         work.save(0, final=True)
-    return work.model(), work.done
+    return work.source(), work.done
 
 
 class Work:
@@ -123,7 +127,8 @@ class Work:
 
     def __init__(self, cfg: Config, inputs: Inputs, job: Job, meter: Meter) -> None:
         self._cfg, self._inputs, self._job, self._meter = cfg, inputs, job, meter
-        self._model: PreTrainedModel | None = None
+        self._streamed = streams(cfg, inputs)
+        self._source: Source | None = None
         self._saved: Path | None = None
         counts = {"dense": count_parameters(meta_model(inputs.model_config))}
         self.done = Compression(Plan(inputs.budget.ratio), counts, {}, {})
@@ -139,21 +144,31 @@ class Work:
                 return number + 1
         return 0
 
-    def model(self) -> PreTrainedModel:
-        """The model as it is now: in memory, or loaded."""
-        if self._model is None:
-            if self._saved is not None:
-                dtype = getattr(torch, self._cfg.dtype)
-                self._model = load(self._saved, self._inputs.device, dtype)
-            else:
-                self._model = load_dense(self._cfg, self._inputs, self._meter)
-        return self._model
+    def source(self) -> Source:
+        """The model as it is now: as it was left, or opened."""
+        if self._source is None:
+            self._source = self._open()
+        return self._source
 
-    def _take(self) -> PreTrainedModel:
+    def _open(self) -> Source:
+        cfg, inputs = self._cfg, self._inputs
+        if self._saved is None:
+            if self._streamed:
+                say("  streamed: one block at a time is in memory")
+            return open_dense(cfg, inputs, self._meter, self._job.folder / "blocks")
+        if self._streamed:
+            return open_saved(cfg, inputs, self._saved)
+        return Source(load(self._saved, inputs.device, getattr(torch, cfg.dtype)))
+
+    def _take(self) -> Source:
         """The model, forgotten here: who takes it is the only one to hold it."""
-        model = self.model()
-        self._model = None
-        return model
+        source = self.source()
+        self._source = None
+        return source
+
+    def _take_model(self) -> PreTrainedModel:
+        """The model, forgotten here unless it is streamed: training needs the memory."""
+        return self.source().model if self._streamed else self._take().model
 
     def run(self, number: int) -> None:
         """Measure, plan and carry out one group."""
@@ -166,9 +181,12 @@ class Work:
                 if first.trains:
                     self._job.write(f"planned_{number}.json", _plain(edits))
                     Team().tell(f"group {number}")
-                part = whole_part(self._cfg, self._inputs, self._job, number, self._take)
+                part = whole_part(self._cfg, self._inputs, self._job, number, self._take_model)
                 carried = first.apply(part, edits[group[0][0]], None, {})
-                self._model = part.model
+                if isinstance(self._source, StreamedSource):
+                    self._source.adopt(part.model)
+                else:
+                    self._source = Source(part.model)
             for name, curve in part.curves.items():
                 say(f"  {name}: {curve.summary()}")
             curves = {name: asdict(curve) for name, curve in part.curves.items()}
@@ -176,9 +194,8 @@ class Work:
             return
         with self._meter.stage("compress"):
             assert self._inputs.calibration is not None
-            source = Source(self.model())
             carried = rewrite_blocks(
-                source,
+                self.source(),
                 group,
                 edits,
                 self.done.plan.shape(self._inputs.dense),
@@ -190,15 +207,6 @@ class Work:
                 seen=seen,
             )
             self._advance(carried, {})
-
-    def stream(self) -> None:
-        """Compress block by block from disk to disk."""
-        shared = sharing(self._cfg, self._inputs)
-        plan, counts = compress_streamed(self._cfg, self._inputs, self._job, self._meter, shared)
-        self._saved = self._job.model_folder
-        self._job.record(self._saved)
-        self._advance(plan.edits, {})
-        self._note(0, counts)
 
     def _plan(self, number: int) -> tuple[Edits, Survey | None]:
         """The edits of each step, in view of what it asks to be measured, and that."""
@@ -212,7 +220,7 @@ class Work:
         assert inputs.calibration is not None
         with self._meter.stage("select" if group[0][1].removes_layers else "survey"):
             seen = survey(
-                Source(self.model()),
+                self.source(),
                 inputs.calibration,
                 probes,
                 inputs.how,
@@ -251,16 +259,25 @@ class Work:
 
         A group that follows begins with the saved model, as it does in a job that goes on.
         """
-        inputs, folder = self._inputs, self._folder(number, final=final)
+        cfg, inputs, folder = self._cfg, self._inputs, self._folder(number, final=final)
         with self._meter.stage("save"):
-            settings = settings_of(self.done.plan, inputs.model_config)
-            model = as_compressed(self._take(), settings, inputs.model_config)
-            if final:
-                model = export(model, stock_base(inputs.model_config), self._cfg.export)
-            save(model, inputs.tokenizer, folder)
-            check_reload(model, folder, check_batch(inputs))
+            source = self._take()
+            if self._streamed:
+                model = save_streamed(source, self.done.plan, cfg, inputs, folder)
+                ids = check_batch(inputs).to(inputs.device)
+                saved = open_saved(cfg, inputs, folder)
+                check_same(source.model(ids).logits, saved.model(ids).logits, folder)
+                self._job.discard("blocks")
+            else:
+                settings = settings_of(self.done.plan, inputs.model_config)
+                model = as_compressed(source.model, settings, inputs.model_config)
+                if final:
+                    model = export(model, stock_base(inputs.model_config), cfg.export)
+                save(model, inputs.tokenizer, folder)
+                check_reload(model, folder, check_batch(inputs))
             self._job.record(folder)
-        self._model, self._saved = model if final else None, folder
+        kept = final and not self._streamed
+        self._source, self._saved = Source(model) if kept else None, folder
         self._note(number, count_parameters(model))
         self._job.discard("training")
         if final:

@@ -16,13 +16,14 @@ from lorap_exp.evaluation.stability import Choices, Stability, compare
 from lorap_exp.evaluation.suite import evaluate
 from lorap_exp.models.digests import digest_tokenizer
 from lorap_exp.models.greedy import end_tokens
-from lorap_exp.steps.compress import dense_key, load_dense
+from lorap_exp.models.source import Source
+from lorap_exp.steps.compress import dense_key, load_dense, open_dense
 from lorap_exp.steps.prepare import Inputs
 from lorap_exp.workspace.job import Job
 from lorap_exp.workspace.progress import Meter, say
 
 
-def score(cfg: Config, inputs: Inputs, job: Job, meter: Meter, model: PreTrainedModel) -> Scores:
+def score(cfg: Config, inputs: Inputs, job: Job, meter: Meter, source: Source) -> Scores:
     """Everything that the job asks for but stability; a dense model is scored once for all jobs."""
 
     computed: list[Scores] = []
@@ -30,14 +31,14 @@ def score(cfg: Config, inputs: Inputs, job: Job, meter: Meter, model: PreTrained
     def yardstick() -> PreTrainedModel | None:
         return None if inputs.plan.is_dense else load_dense(cfg, inputs, meter)
 
-    suite = inputs.suite
+    suite, place = inputs.suite, inputs.how.place
     asked = {
         "evaluation": cfg.evaluation.model_dump(mode="json", exclude={"name"}),
         "tokenizer": digest_tokenizer(inputs.tokenizer),
         "texts": [text.sha256 for text, _ in suite.texts],
         "tasks": [inputs.data.task_digest(task) for task in suite.tasks],
         "generation": suite.generation.sha256 if suite.generation is not None else None,
-        "end": end_tokens(model),
+        "end": end_tokens(source.model),
     }
     kept = job.under(asked | {"model": job.digest(job.model_folder)})
 
@@ -45,7 +46,7 @@ def score(cfg: Config, inputs: Inputs, job: Job, meter: Meter, model: PreTrained
         for task in suite.tasks:  # a score without its answers cannot be compared
             if kept.read(f"choices/{task}.json", sealed=True) is None:
                 kept.forget(f"scores/{task}.json")
-        found = evaluate(suite, model, inputs.tokenizer, kept, meter, dense=yardstick)
+        found = evaluate(suite, source, inputs.tokenizer, kept, meter, place, dense=yardstick)
         computed.append(found)
         return computed[0]
 
@@ -68,7 +69,7 @@ def compare_answers(cfg: Config, inputs: Inputs, job: Job, meter: Meter) -> tupl
     def ask(task: str) -> dict[str, Any]:
         say(f"  {task}: asking the dense model")
         if not dense:
-            dense.append(load_dense(cfg, inputs, meter))
+            dense.append(open_dense(cfg, inputs, meter).model)
         return asdict(suite.answer(suite.judge(dense[0], inputs.tokenizer), task)[1])
 
     found = []

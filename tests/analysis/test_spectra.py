@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 
 from lorap_exp.analysis.spectra import measure_spectra
 from lorap_exp.models.families import blocks_of
+from lorap_exp.models.source import Source
 from lorap_exp.reporting.spectra import plot_spectra
 
 IDS = torch.arange(8 * 16).view(8, 16) % 200
@@ -20,7 +21,7 @@ def test_a_matrix_of_known_rank_is_found(
     query = blocks_of(model)[0].weight("q")
     query.copy_(torch.outer(torch.randn(64), torch.randn(64)))
     before = model(IDS).logits
-    spectra = measure_spectra(model, IDS, ["svd", "activation"], [0.9, 0.99], batch_size=4)
+    spectra = measure_spectra(Source(model), IDS, ["svd", "activation"], [0.9, 0.99], batch_size=4)
     assert len(spectra) == 2 * 7 * 2
     assert torch.equal(model(IDS).logits, before)
     found = {(s.block, s.matrix, s.metric): s for s in spectra}

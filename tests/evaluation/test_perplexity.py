@@ -12,6 +12,7 @@ from lorap_exp.evaluation import head
 from lorap_exp.evaluation.head import score
 from lorap_exp.evaluation.perplexity import chunk, evaluate_perplexity, mean_nll, tokenize
 from lorap_exp.evaluation.profiles import PROFILES
+from lorap_exp.models.source import Source
 from lorap_exp.models.tiny import byte_tokenizer
 
 TEXT = Text("wikitext2", "WikiText-2", "test", "the quick brown fox " * 40)
@@ -58,7 +59,9 @@ def test_uniform_predictions_have_the_vocabulary_as_perplexity(
     model = tiny()
     model.lm_head.weight.zero_()
     chunks = tokenize(TEXT, byte_tokenizer(), 128, None)
-    score = evaluate_perplexity(model, chunks, text=TEXT, profile=PROFILES["lorap"], batch_size=2)
+    score = evaluate_perplexity(
+        Source(model), chunks, text=TEXT, profile=PROFILES["lorap"], batch_size=2
+    )
     assert score.perplexity == pytest.approx(257)
     assert score.tokens == 6 * 127
     assert (score.profile, score.split, score.sha256) == ("lorap", "test", TEXT.sha256)

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig, PreTraine
 
 import lorap_exp
 from lorap_exp import pipeline
+from lorap_exp.calibration.stream import entered
 from lorap_exp.config import Config
 from lorap_exp.methods.streamline.networks import (
     build_network,
@@ -19,7 +20,6 @@ from lorap_exp.methods.streamline.networks import (
     mapping_loss,
     relative_error,
 )
-from lorap_exp.methods.streamline.selection import bypassed
 from lorap_exp.models.checkpoint import check_reload, count_parameters, export, save
 from lorap_exp.models.families import blocks_of, meta_model
 from lorap_exp.models.layout import dense_shape, shortened
@@ -242,7 +242,7 @@ def test_the_rate_reaches_its_minimum_at_the_last_step(batch: int, steps: int) -
 def test_none_equals_deleting_the_layers(tiny: Tiny, family: str) -> None:
     """Statement 9, also for layers that are not neighbours."""
     model = tiny(family, blocks=6)
-    with bypassed(blocks_of(model)[i] for i in (1, 4)):
+    with entered([blocks_of(model)[i] for i in (1, 4)], None):
         expected = model(IDS).logits
     short = shortened(model, [Drop((1, 4))], {})
     assert torch.equal(short(IDS).logits, expected)
@@ -270,6 +270,6 @@ def test_a_reloaded_short_model_counts_from_itself(tiny: Tiny, tmp_path: Path) -
     assert loaded.config.original_layers == [0, 3, 4, 5]
     assert loaded.config.eos_token_id == [1, 2, 3, 4, 5, 6]
     assert [block.index for block in blocks_of(loaded)] == [0, 1, 2, 3]
-    with bypassed([blocks_of(loaded)[3]]):
+    with entered([blocks_of(loaded)[3]], None):
         expected = loaded(IDS).logits
     assert torch.equal(shortened(loaded, [Drop((3,))], {})(IDS).logits, expected)

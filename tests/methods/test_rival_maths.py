@@ -20,6 +20,7 @@ from lorap_exp.methods.laco import LaCo, collapse, restore
 from lorap_exp.methods.low_rank import LowRank
 from lorap_exp.models.families import blocks_of
 from lorap_exp.models.modeling_compressed import LowRankLinear
+from lorap_exp.models.source import Source
 from lorap_exp.planning.edits import Bias, Drop, Merge, Plan, Resize
 from tests.methods.stacks import compress, no_bars, planned, shape_of
 
@@ -253,7 +254,7 @@ def test_sensitivities_are_losses_of_whole_passes(tiny: Tiny) -> None:
     """Running from the changed block on gives the loss of the model with that matrix alone cut."""
     model = tiny(blocks=3)
     probe = Sensitivity(("q", "down"), 0.5, (0.0, 0.5), samples=4)
-    found = probe.measure(model, IDS, 2, iter)
+    found = probe.measure(Source(model), IDS, 2, iter)
     assert found["dense"] == pytest.approx(mean_nll(model, IDS[:4], 4), rel=1e-6)
     assert isinstance(blocks_of(model)[2].linear("down"), torch.nn.Linear)
     for index, name in ((0, "q"), (2, "down"), (1, "q")):

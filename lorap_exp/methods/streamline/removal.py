@@ -98,6 +98,12 @@ class LayerRemoval(Step):
     def trains(self) -> bool:  # type: ignore[override]
         return self.replacement in TRAINED
 
+    @property
+    def whole(self) -> str:
+        if self.replacement != "none":
+            return "makes a replacement from the whole model"
+        return "takes gradients of all weights at once" if self.criterion == "taylor" else ""
+
     def check(self, config: PreTrainedConfig) -> None:
         """Raise unless the replacement fits the architecture."""
         normed_first = getattr(config, "do_layer_norm_before", True)  # not in OPT-350m

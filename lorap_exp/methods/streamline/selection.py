@@ -6,8 +6,7 @@ before the final norm. Sources: LLM-Streamline (arXiv 2403.19135, section 3.1), 
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
@@ -15,9 +14,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lorap_exp.calibration.stream import entered
 from lorap_exp.errors import LorapError
 from lorap_exp.evaluation.perplexity import mean_nll
 from lorap_exp.models.families import Block, blocks_of
+from lorap_exp.models.source import Source
 from lorap_exp.ops.similarity import angular_distance, cosines, unit_rows
 
 Criterion = Literal[
@@ -64,11 +65,11 @@ class LayerScores:
     name: ClassVar[str] = "selections"
 
     def measure(
-        self, model: PreTrainedModel, ids: Tensor, batch_size: int, progress: Progress
+        self, source: Source, ids: Tensor, batch_size: int, progress: Progress
     ) -> dict[str, Any]:
         """The selection as plain values."""
         found = select(
-            model,
+            source.model,
             ids,
             self.length,
             criterion=self.criterion,
@@ -129,23 +130,10 @@ def hidden_states(model: PreTrainedModel, blocks: Sequence[Block], ids: Tensor) 
     return states
 
 
-@contextmanager
-def bypassed(blocks: Iterable[Block]) -> Iterator[None]:
-    """These blocks hand on their input."""
-    chosen = list(blocks)
-    try:
-        for block in chosen:
-            block.module.forward = lambda hidden, *_, own=block, **__: own.returning(hidden)
-        yield
-    finally:
-        for block in chosen:
-            del block.module.forward
-
-
 def nll_without(model: PreTrainedModel, ids: Tensor, batch_size: int, gone: Sequence[int]) -> float:
     """Mean negative log-likelihood of the tokens with some layers bypassed."""
     blocks = blocks_of(model)
-    with bypassed(blocks[index] for index in gone):
+    with entered([blocks[index] for index in gone], None):
         return mean_nll(model, ids, batch_size)
 
 
