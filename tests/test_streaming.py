@@ -163,6 +163,7 @@ def test_a_killed_job_goes_on_from_the_block(
                 "method=lorap_lora",
                 "method.stages.recovery.text=embedded",
                 "method.stages.recovery.samples=4",
+                "method.stages.recovery.validation_samples=1",
             ],
             "trains the whole model",
         ),

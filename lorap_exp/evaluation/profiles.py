@@ -26,14 +26,15 @@ FIRST_ROWS = {"c4": 2_000}
 PROFILES = {
     profile.name: profile
     for profile in (
-        Profile("lorap", 128, {"wikitext2": WIKITEXT, "ptb": ("validation", "\n\n")}),
+        Profile("lorap", 128, {"wikitext2": WIKITEXT, "ptb": ("validation", "\n\n"), "c4": C4}),
         Profile("sparsegpt", 2048, {"wikitext2": WIKITEXT, "ptb": ("test", " "), "c4": C4}),
         Profile("svd_llm", 2048, {"wikitext2": WIKITEXT, "ptb": ("test", "\n\n"), "c4": C4}),
         Profile("asvd", 2048, {"wikitext2": WIKITEXT, "ptb": ("validation", "\n\n"), "c4": C4}),
         Profile("c4@2048", 2048, {"c4": C4}),
     )
 }
-"""LoRAP, LLM-Pruner and shortened-llm share `lorap`; SparseGPT and GPTQ share `sparsegpt`."""
+"""LoRAP, LLM-Pruner and shortened-llm share `lorap`, where C4 is ours; SparseGPT and GPTQ share
+`sparsegpt`."""
 
 
 def read_text(name: str, profile: Profile, data: DataSource) -> Text:
