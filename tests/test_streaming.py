@@ -42,6 +42,7 @@ METHODS = {
     "layers, then lorap": ["method=streamline_lorap", f"{LAYERS}.replacement=none", "ratio=0.5"],
     "nothing": ["method=dense", "ratio=0"],
 }
+SIZES = {"blocks": 3, "hidden_size": 64, "intermediate_size": 176, "heads": 4, "kv_heads": 2}
 FUSED = ["phi3", "gpt2", "gpt_neox"]
 """Fused projections, and turned ones."""
 
@@ -92,8 +93,7 @@ def test_files_are_those_of_a_model_in_memory(config: Make, folder: Path, method
 @pytest.mark.parametrize("family", FUSED)
 def test_fused_projections(config: Make, tmp_path: Path, family: str, export: str) -> None:
     torch.manual_seed(0)
-    sizes = {"blocks": 3, "hidden_size": 64, "intermediate_size": 176, "heads": 4, "kv_heads": 2}
-    drawn = random_config(RandomModelConfig(family=family, **sizes))
+    drawn = random_config(RandomModelConfig(family=family, **SIZES))
     folder = saved(AutoModelForCausalLM.from_config(drawn), tmp_path / "dense")
     expected = run(config, folder, "memory", "stream=false", f"export={export}")
     assert run(config, folder, "streamed", "stream=true", f"export={export}") == expected
@@ -178,6 +178,14 @@ def test_what_cannot_be_streamed_is_refused(
 ) -> None:
     with pytest.raises(LorapError, match=message):
         run(config, folder, "streamed", "stream=true", *overrides)
+
+
+def test_experts_that_are_merged_on_loading_are_refused(config: Make, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    drawn = random_config(RandomModelConfig(family="mixtral", **SIZES))
+    folder = saved(AutoModelForCausalLM.from_config(drawn), tmp_path / "dense")
+    with pytest.raises(LorapError, match="stream must be false for 'mixtral' models whose files"):
+        run(config, folder, "streamed", "stream=true", "method.stages.mlp=null", "ratio=0.05")
 
 
 def test_a_random_model_has_no_files(config: Make, tmp_path: Path) -> None:

@@ -29,9 +29,10 @@ from lorap_exp.models.inspection import match_folder
 from lorap_exp.models.layout import block_forms
 from lorap_exp.models.modeling_compressed import reshape_linear, split_layer
 from lorap_exp.models.source import Source
-from lorap_exp.models.tensor_files import Place, fill, mapped, places_in, read, write
+from lorap_exp.models.tensor_files import Mapped, Place, fill, places_in, read, write
 from lorap_exp.planning.edits import Edit, Plan
 from lorap_exp.workspace.files import replacing, write_json
+from lorap_exp.workspace.memory import return_freed_memory
 
 
 class StreamedSource(Source):
@@ -61,6 +62,7 @@ class StreamedSource(Source):
         work: Path | None = None,
         renamed: Mapping[str, str] | None = None,
     ) -> None:
+        return_freed_memory()
         with init_empty_weights(include_buffers=False):
             model: PreTrainedModel = causal_class(config)._from_config(config, dtype=dtype)
         super().__init__(model.eval().requires_grad_(False))
@@ -129,7 +131,9 @@ class StreamedSource(Source):
         layers = self._family.layers + "."
         own = self.model.state_dict()
         rest = {n: p for n, p in self._places.items() if n in own and not n.startswith(layers)}
-        loaded = {name: self._ready(mapped(place)) for name, place in rest.items()}
+        maps = {name: Mapped(place) for name, place in rest.items() if place.size}
+        loaded = {name: self._ready(held.tensor) for name, held in maps.items()}
+        self._maps = [held for name, held in maps.items() if loaded[name] is held.tensor]
         self.model.load_state_dict(loaded, strict=False, assign=True)
         self.model.requires_grad_(False)
         self.model.tie_weights()
@@ -143,7 +147,10 @@ class StreamedSource(Source):
             raise LorapError(f"model.path must hold every tensor, but lacks {missing[0]}")
 
     def _lend(self) -> None:
-        """A block that runs while it is not open is read for that, and freed behind it."""
+        """A block that runs while it is not open is read for that, and freed behind it.
+
+        So are the pages of embedding and head behind the model.
+        """
 
         def lend(block: Block) -> None:
             def before(module: nn.Module, _: Any) -> None:
@@ -162,6 +169,11 @@ class StreamedSource(Source):
 
         for block in self.blocks:
             lend(block)
+        self.model.register_forward_hook(lambda *_: self._forget(), always_call=True)
+
+    def _forget(self) -> None:
+        for held in self._maps:
+            held.forget()
 
     def _ready(self, tensor: Tensor) -> Tensor:
         dtype = self._dtype if tensor.is_floating_point() else tensor.dtype
@@ -229,6 +241,7 @@ class StreamedSource(Source):
     @torch.inference_mode(False)
     def _read(self, block: Block, *, original: bool) -> bool:
         """Give a block its weights; whether they are rewritten ones."""
+        self._forget()
         written = self.finished(block) and not original
         if written:
             self._give_form(block)

@@ -6,6 +6,7 @@ written here is byte for byte what `safetensors` writes for the same tensors.
 
 import inspect
 import json
+import mmap
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -72,12 +73,25 @@ def read(place: Place) -> Tensor:
     return _tensor(raw, place)
 
 
-def mapped(place: Place) -> Tensor:
+class Mapped:
     """A tensor whose pages are read from the file when they are used; the file is never changed."""
-    if place.size == 0:
-        return read(place)
-    raw = np.memmap(place.file, np.uint8, mode="c", offset=place.start, shape=(place.size,))
-    return _tensor(raw, place)
+
+    def __init__(self, place: Place) -> None:
+        start = place.start % mmap.ALLOCATIONGRANULARITY
+        with place.file.open("rb") as file:
+            self._pages = mmap.mmap(
+                file.fileno(),
+                start + place.size,
+                access=mmap.ACCESS_COPY,
+                offset=place.start - start,
+            )
+        raw = np.frombuffer(self._pages, np.uint8, place.size, start)
+        self.tensor = _tensor(raw, place)
+
+    def forget(self) -> None:
+        """Give the pages back: they are read again when they are used, as the file has them."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._pages.madvise(mmap.MADV_DONTNEED)
 
 
 def _tensor(raw: Any, place: Place) -> Tensor:

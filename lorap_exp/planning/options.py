@@ -95,11 +95,11 @@ def width_option(
     block: BlockShape, space: str, step: int = 1, biases: Sequence[str] = ()
 ) -> Option:
     """The size of a space whose matrices are dense now; `biases` of matrices that have none."""
+    full = block.size(space)
     missing = tuple(name for name in biases if not block.matrices[name].biased)
     fixed = sum(block.matrices[name].out_features for name in missing)
     present = [block.matrices[n] for n in SPACES[space].matrices if n in block.matrices]
     dense = sum(matrix.out_features * matrix.in_features for matrix in present)
-    full = block.size(space)
     return Option(
         block.index,
         space,

@@ -106,10 +106,19 @@ class BlockShape:
         return self.matrices["q"].in_features
 
     def size(self, space: str) -> int:
-        """Units of a space: channels, key-value heads, features of a head, hidden features."""
+        """Units of a space: channels, key-value heads, features of a head, hidden features.
+
+        Raises:
+            ValueError: the block has no such space.
+        """
         if space in self.widths:
             return self.widths[space]
         if space == "ffn":
+            if "down" not in self.matrices:
+                raise ValueError(
+                    f"block {self.index} has no channels that can be pruned: its MLP is a mixture "
+                    f"of experts; a method of attention alone works, or method.stages.mlp=null"
+                )
             return self.matrices["down"].in_features
         if space == "heads":
             return self.groups

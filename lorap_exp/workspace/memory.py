@@ -1,5 +1,6 @@
-"""Whether an error says that memory, or a disk, is exhausted: libraries say so in many ways."""
+"""Memory and disks that are exhausted, as libraries say it, and memory that is given back."""
 
+import ctypes
 import errno
 from collections.abc import Iterator
 
@@ -13,6 +14,20 @@ MEMORY = (
 """How torch (CPU and CUDA) and Rust libraries say that they found no memory."""
 DISK = ("no space left on device", "os error 28", "disk quota exceeded", "os error 122")
 """How Rust libraries (safetensors, tokenizers) say that a disk is full."""
+
+M_MMAP_THRESHOLD, LARGE = -3, 2**20
+"""glibc's name for the size from which an allocation is given back when it is freed, and ours."""
+
+
+def return_freed_memory() -> None:
+    """Let the C library give large tensors back to the system as soon as they are freed.
+
+    glibc raises that size to the largest tensor that was ever freed, so a process that reads one
+    block after the other keeps several. Other libraries have no such setting and need none.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, LARGE)
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -13,7 +13,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from lorap_exp.config import RandomModelConfig
+from lorap_exp import pipeline
+from lorap_exp.config import Config, RandomModelConfig
 from lorap_exp.errors import LorapError
 from lorap_exp.models.checkpoint import as_compressed, check_reload, count_parameters, export, save
 from lorap_exp.models.experts import experts_setting, keep_experts
@@ -270,3 +271,13 @@ def test_every_family_is_documented() -> None:
 def test_the_code_of_the_page_runs(code: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lorap_exp.models.structure.TRAITS", {})
     exec(code, {})
+
+
+@pytest.mark.parametrize("method", ["lorap", "lorap_plus", "flap", "slimgpt", "modegpt", "olica"])
+def test_channels_of_a_mixture_are_refused(
+    config: Callable[..., Config], method: str, tmp_path: Path
+) -> None:
+    """In one sentence, with what works instead; `tests/test_streaming.py` runs attention alone."""
+    cfg = config("model.random.family=mixtral", f"method={method}", "ratio=0.1")
+    with pytest.raises(LorapError, match="its MLP is a mixture of experts; a method of attention"):
+        pipeline.run(cfg, tmp_path / "job")

@@ -93,9 +93,12 @@ def test_a_mapped_tensor_leaves_its_file_as_it_is(
     save_file(tensors, path)
     before = path.read_bytes()
     for name, place in tensor_files.places_in(path).items():
-        found = tensor_files.mapped(place)
-        assert found.dtype == tensors[name].dtype and torch.equal(found, tensors[name])
-        found.zero_()
+        held = tensor_files.Mapped(place)
+        assert held.tensor.dtype == tensors[name].dtype
+        assert torch.equal(held.tensor, tensors[name])
+        held.tensor.zero_()
+        held.forget()
+        assert torch.equal(held.tensor, tensors[name])
     assert path.read_bytes() == before
 
 
