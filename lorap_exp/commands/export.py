@@ -1,9 +1,11 @@
 """`python -m lorap_exp export FOLDER` and `push`: a finished folder in another form, on the hub."""
 
+import math
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -16,7 +18,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from lorap_exp.data.embedded import part
+from lorap_exp.data.source import Text
 from lorap_exp.errors import LorapError
+from lorap_exp.evaluation.perplexity import mean_nll, tokenize
 from lorap_exp.models.card import restate
 from lorap_exp.models.checkpoint import (
     check_reload,
@@ -30,6 +35,10 @@ from lorap_exp.models.stock import stock_base, stock_settings
 
 CONVERTER = "convert_hf_to_gguf.py"
 TEXT = "The quick brown fox jumps over the lazy dog, and the dog sleeps on in the warm sun."
+CHUNK, TOKENS = 128, 4096
+"""Of the text on which a GGUF file is compared with its folder."""
+GGUF_TYPES = ("auto", "f32", "f16", "bf16", "q8_0")
+"""How llama.cpp's converter stores weights; auto is the folder's own 16 bit type."""
 RECORDS = ("plan.json", "result.json")
 
 
@@ -46,24 +55,27 @@ def model_folder(folder: Path) -> Path:
     return folder
 
 
-def convert(folder: Path, to: str, output: Path | None) -> str:
+def convert(folder: Path, to: str, output: Path | None, kind: str | None = None) -> str:
     """Write a finished folder in another form beside it, reload checked; what came of it.
 
     Args:
         folder: a saved model, or the job that holds it.
         to: dense (factors multiplied out, stock where a stock configuration describes it), stock
-            (the same, or an error that says why not), or gguf.
+            (the same, or an error that says why not), or gguf (by way of stock).
         output: where it goes; by default beside `folder`, with `to` in its name.
+        kind: how a gguf file stores weights, one of `GGUF_TYPES`.
 
     Raises:
         LorapError: the form is impossible, or something that it needs is missing.
     """
+    if kind is not None and to != "gguf":
+        raise LorapError(f"--type is of --to gguf, got {kind} with --to {to}")
     folder = model_folder(folder)
     output = output or folder.with_name(f"{folder.name}-{to}" + (".gguf" if to == "gguf" else ""))
     if output.exists():
         raise LorapError(f"--output must not be there yet, got '{output}'")
     if to == "gguf":
-        return _to_gguf(folder, output)
+        return _to_gguf(folder, output, kind or "auto")
     model, tokenizer = load(folder), _tokenizer(folder)
     ids = torch.tensor([tokenizer(TEXT)["input_ids"]])
     before = model(ids).logits.float()
@@ -105,20 +117,23 @@ def report(folder: Path) -> str:
     return "\n".join(line for line in lines if line)
 
 
-def _to_gguf(folder: Path, output: Path) -> str:
-    config = load_config(folder)
+def _to_gguf(folder: Path, output: Path, kind: str) -> str:
+    converter, config = _converter(), load_config(folder)
     if getattr(config, "stock_class", None) is not None:
-        raise LorapError(
-            f"--to gguf needs a stock architecture, got '{folder}': {openness(config)}"
-        )
-    command = [sys.executable, str(_converter()), str(folder), "--outfile", str(output)]
+        with tempfile.TemporaryDirectory() as place:
+            stock = Path(place) / "stock"
+            convert(folder, "stock", stock)
+            return _to_gguf(stock, output, kind)
+    command = [sys.executable, str(converter), str(folder), "--outfile", str(output)]
+    command += ["--outtype", kind]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     if run.returncode != 0 or not output.is_file():
         last = (run.stderr or run.stdout).strip().splitlines()[-1:]
         raise LorapError(f"llama.cpp's {CONVERTER} failed on '{folder}': {' '.join(last)}")
     difference = _gguf_difference(folder, output)
     advice = size_advice(config)
-    found = f"{output}: perplexity within {difference:.2%} of the folder's"
+    size = output.stat().st_size / 2**20
+    found = f"{output}: {size:.1f} MiB, perplexity within {difference:.2%} of the folder's"
     return found + (f"\n{advice}" if advice else "")
 
 
@@ -143,17 +158,18 @@ def _converter() -> Path:
 def _gguf_difference(folder: Path, output: Path) -> float:
     """Relative difference of the perplexities of the file, read back by transformers, and folder.
 
+    They are those of some embedded text.
+
     Raises:
         LorapError: it is above 0.5 %.
     """
-    ids = torch.tensor([_tokenizer(folder)(TEXT)["input_ids"]])
+    text = Text("embedded", "pydoc", "train", "\n\n".join(part(0)))
+    chunks = tokenize(text, _tokenizer(folder), CHUNK, TOKENS)
     file = AutoModelForCausalLM.from_pretrained(
         output.parent, gguf_file=output.name, dtype=torch.float32
     )
-    values = [
-        model(ids, labels=ids).loss.exp() for model in (load(folder, dtype=torch.float32), file)
-    ]
-    difference = float((values[1] / values[0] - 1).abs())
+    before, after = (mean_nll(m, chunks, 8) for m in (load(folder, dtype=torch.float32), file))
+    difference = abs(math.expm1(after - before))
     if not difference <= 0.005:
         raise LorapError(
             f"'{output}' must have the folder's perplexity within 0.5 %, got {difference:.2%}"

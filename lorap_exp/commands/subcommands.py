@@ -41,6 +41,11 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("folder", type=Path, help="a saved model, or the job that holds it")
     export.add_argument("--to", choices=("dense", "stock", "gguf"), required=True)
     export.add_argument("--output", type=Path, help="where it goes (default: beside the folder)")
+    export.add_argument(
+        "--type",
+        choices=("auto", "f32", "f16", "bf16", "q8_0"),
+        help="how a gguf file stores weights (default: auto)",
+    )
     export.set_defaults(run=_export)
     push = commands.add_parser("push", help="upload a saved model to the hub")
     push.add_argument("folder", type=Path, help="a saved model, or the job that holds it")
@@ -120,8 +125,10 @@ def _info(options: argparse.Namespace) -> None:
 
 def _export(options: argparse.Namespace) -> None:
     from lorap_exp.commands.export import convert
+    from lorap_exp.workspace.progress import hide_other_bars
 
-    print(convert(options.folder, options.to, options.output))
+    hide_other_bars()
+    print(convert(options.folder, options.to, options.output, options.type))
 
 
 def _push(options: argparse.Namespace) -> None:

@@ -1,6 +1,9 @@
 """Finished folders in other forms, on the hub, with their card."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -90,12 +93,10 @@ def test_what_has_no_stock_form_says_why(tiny: Tiny, tmp_path: Path) -> None:
     assert "no form of it is stock: 1 of its MLPs" in openness(load_config(tmp_path / "model"))
 
 
-def test_gguf_needs_a_stock_model_and_the_converter(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(LorapError, match="--to gguf needs a stock .* are factors"):
-        convert(folder, "gguf", None)
+def test_gguf_needs_the_converter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     convert(folder, "stock", None)
+    with pytest.raises(LorapError, match="--type is of --to gguf, got q8_0 with --to dense"):
+        convert(folder, "dense", None, "q8_0")
     monkeypatch.delenv("LLAMA_CPP", raising=False)
     monkeypatch.setenv("PATH", "")
     with pytest.raises(LorapError, match="convert_hf_to_gguf.py: put it on the PATH"):
@@ -110,6 +111,25 @@ def test_a_failing_converter_is_quoted(
     monkeypatch.setenv("LLAMA_CPP", str(tmp_path))
     with pytest.raises(LorapError, match="failed on .*: no such tokenizer"):
         convert(folder.parent / "model-stock", "gguf", None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["f16", "q8_0"])
+def test_gguf_with_llama_cpp(tmp_path: Path, kind: str) -> None:
+    """The real converter on the real model; it reads factors by way of the stock form."""
+    if "LLAMA_CPP" not in os.environ:
+        pytest.skip("LLAMA_CPP does not name the folder of llama.cpp")
+    job = ["model=smollm2_135m", "data=embedded", "calibration=embedded", "calibration.samples=16"]
+    job += ["evaluation=perplexity", "evaluation.perplexity.max_tokens=256", "logging=disabled"]
+    sizes = {}
+    for method in (["dense", "ratio=0"], ["lorap", "ratio=0.2", "method.stages.mlp.round_to=32"]):
+        place = [f"output_root={tmp_path}", f"name={method[0]}", f"method={method[0]}", *method[1:]]
+        subprocess.run([sys.executable, "-m", "lorap_exp", *job, *place], check=True)
+        (saved,) = (tmp_path / method[0]).glob("*/model")
+        output = tmp_path / f"{method[0]}.gguf"
+        assert "perplexity within 0." in convert(saved, "gguf", output, kind)
+        sizes[method[0]] = output.stat().st_size
+    assert sizes["lorap"] < sizes["dense"]
 
 
 def test_sizes_that_quantisers_cannot_take(tiny: Tiny, folder: Path, tmp_path: Path) -> None:
