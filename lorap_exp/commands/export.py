@@ -1,27 +1,16 @@
 """`python -m lorap_exp export FOLDER` and `push`: a finished folder in another form, on the hub."""
 
-import math
-import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import torch
 from httpx2 import HTTPError
 from huggingface_hub import HfApi
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel
 
-from lorap_exp.data.embedded import part
-from lorap_exp.data.source import Text
+from lorap_exp.commands.quantised import find_converter, to_gguf, to_int8, tokenizer_of
 from lorap_exp.errors import LorapError
-from lorap_exp.evaluation.perplexity import mean_nll, tokenize
 from lorap_exp.models.card import restate
 from lorap_exp.models.checkpoint import (
     check_reload,
@@ -33,12 +22,7 @@ from lorap_exp.models.checkpoint import (
 from lorap_exp.models.openness import openness, size_advice
 from lorap_exp.models.stock import stock_base, stock_settings
 
-CONVERTER = "convert_hf_to_gguf.py"
 TEXT = "The quick brown fox jumps over the lazy dog, and the dog sleeps on in the warm sun."
-CHUNK, TOKENS = 128, 4096
-"""Of the text on which a GGUF file is compared with its folder."""
-GGUF_TYPES = ("auto", "f32", "f16", "bf16", "q8_0")
-"""How llama.cpp's converter stores weights; auto is the folder's own 16 bit type."""
 RECORDS = ("plan.json", "result.json")
 
 
@@ -61,7 +45,7 @@ def convert(folder: Path, to: str, output: Path | None, kind: str | None = None)
     Args:
         folder: a saved model, or the job that holds it.
         to: dense (factors multiplied out, stock where a stock configuration describes it), stock
-            (the same, or an error that says why not), or gguf (by way of stock).
+            (the same, or an error that says why not), gguf (by way of stock) or int8.
         output: where it goes; by default beside `folder`, with `to` in its name.
         kind: how a gguf file stores weights, one of `GGUF_TYPES`.
 
@@ -76,7 +60,9 @@ def convert(folder: Path, to: str, output: Path | None, kind: str | None = None)
         raise LorapError(f"--output must not be there yet, got '{output}'")
     if to == "gguf":
         return _to_gguf(folder, output, kind or "auto")
-    model, tokenizer = load(folder), _tokenizer(folder)
+    if to == "int8":
+        return to_int8(folder, output)
+    model, tokenizer = load(folder), tokenizer_of(folder)
     ids = torch.tensor([tokenizer(TEXT)["input_ids"]])
     before = model(ids).logits.float()
     model = export(model, stock_base(model.config), "dense")
@@ -95,9 +81,16 @@ def convert(folder: Path, to: str, output: Path | None, kind: str | None = None)
     return report(output)
 
 
-def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
-    return tokenizer
+def _to_gguf(folder: Path, output: Path, kind: str) -> str:
+    config = load_config(folder)
+    if getattr(config, "stock_class", None) is None:
+        found = to_gguf(folder, output, kind)
+        advice = size_advice(config)
+        return found + (f"\n{advice}" if advice else "")
+    find_converter()
+    with tempfile.TemporaryDirectory() as place:
+        convert(folder, "stock", Path(place) / "stock")
+        return _to_gguf(Path(place) / "stock", output, kind)
 
 
 def _check(before: torch.Tensor, after: torch.Tensor, model: PreTrainedModel) -> None:
@@ -115,66 +108,6 @@ def report(folder: Path) -> str:
     config = load_config(folder)
     lines = [f"{folder}: {openness(config)}", size_advice(config)]
     return "\n".join(line for line in lines if line)
-
-
-def _to_gguf(folder: Path, output: Path, kind: str) -> str:
-    converter, config = _converter(), load_config(folder)
-    if getattr(config, "stock_class", None) is not None:
-        with tempfile.TemporaryDirectory() as place:
-            stock = Path(place) / "stock"
-            convert(folder, "stock", stock)
-            return _to_gguf(stock, output, kind)
-    command = [sys.executable, str(converter), str(folder), "--outfile", str(output)]
-    command += ["--outtype", kind]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    if run.returncode != 0 or not output.is_file():
-        last = (run.stderr or run.stdout).strip().splitlines()[-1:]
-        raise LorapError(f"llama.cpp's {CONVERTER} failed on '{folder}': {' '.join(last)}")
-    difference = _gguf_difference(folder, output)
-    advice = size_advice(config)
-    size = output.stat().st_size / 2**20
-    found = f"{output}: {size:.1f} MiB, perplexity within {difference:.2%} of the folder's"
-    return found + (f"\n{advice}" if advice else "")
-
-
-def _converter() -> Path:
-    """llama.cpp's converter: in LLAMA_CPP, or on the path.
-
-    Raises:
-        LorapError: it is not installed.
-    """
-    places = [Path(os.environ["LLAMA_CPP"]) / CONVERTER] if "LLAMA_CPP" in os.environ else []
-    places += [Path(found) for found in [shutil.which(CONVERTER)] if found]
-    for place in places:
-        if place.is_file():
-            return place
-    raise LorapError(
-        f"--to gguf needs llama.cpp's {CONVERTER}: put it on the PATH, or name the folder of "
-        f"llama.cpp by the environment variable LLAMA_CPP"
-    )
-
-
-@torch.no_grad()
-def _gguf_difference(folder: Path, output: Path) -> float:
-    """Relative difference of the perplexities of the file, read back by transformers, and folder.
-
-    They are those of some embedded text.
-
-    Raises:
-        LorapError: it is above 0.5 %.
-    """
-    text = Text("embedded", "pydoc", "train", "\n\n".join(part(0)))
-    chunks = tokenize(text, _tokenizer(folder), CHUNK, TOKENS)
-    file = AutoModelForCausalLM.from_pretrained(
-        output.parent, gguf_file=output.name, dtype=torch.float32
-    )
-    before, after = (mean_nll(m, chunks, 8) for m in (load(folder, dtype=torch.float32), file))
-    difference = abs(math.expm1(after - before))
-    if not difference <= 0.005:
-        raise LorapError(
-            f"'{output}' must have the folder's perplexity within 0.5 %, got {difference:.2%}"
-        )
-    return difference
 
 
 def push(folder: Path, repo_id: str, private: bool) -> str:

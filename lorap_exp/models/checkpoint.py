@@ -246,7 +246,7 @@ def load(
     Raises:
         LorapError: the folder holds no checkpoint.
     """
-    kind, config = _class_in(Path(folder)), load_config(Path(folder))
+    kind, config = class_in(Path(folder)), load_config(Path(folder))
     with torch.device("meta"):
         whole = kind is AutoModelForCausalLM
         check_complete(Path(folder), kind.from_config(config) if whole else kind(config))
@@ -260,7 +260,12 @@ def rotary(config: PreTrainedConfig) -> dict[str, Any]:
     return {key: value for key, value in found.items() if key != "type"}
 
 
-def _class_in(folder: Path) -> Any:
+def class_in(folder: Path) -> Any:
+    """The class that opens a saved model; an automatic one where it is stock.
+
+    Raises:
+        LorapError: the folder holds no checkpoint.
+    """
     if not (folder / "config.json").is_file():
         raise LorapError(f"a saved model's folder holds config.json, got '{folder}'")
     settings = read_json(folder / "config.json")
@@ -284,7 +289,7 @@ def load_config(folder: Path) -> PreTrainedConfig:
     Raises:
         LorapError: the folder holds no checkpoint.
     """
-    found = _class_in(folder)
+    found = class_in(folder)
     kind = AutoConfig if found is AutoModelForCausalLM else found.config_class
     config: PreTrainedConfig = kind.from_pretrained(str(folder))
     return config

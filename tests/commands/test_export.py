@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -111,6 +112,24 @@ def test_a_failing_converter_is_quoted(
     monkeypatch.setenv("LLAMA_CPP", str(tmp_path))
     with pytest.raises(LorapError, match="failed on .*: no such tokenizer"):
         convert(folder.parent / "model-stock", "gguf", None)
+
+
+def test_int8_needs_torchao(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchao.quantization", None)
+    with pytest.raises(LorapError, match="needs the extra quantise: pip install torchao"):
+        convert(folder, "int8", None)
+
+
+def test_int8_opens_again(folder: Path) -> None:
+    """Factors are quantised too; the written folder was read back and compared."""
+    pytest.importorskip("torchao", reason="the extra quantise is not there")
+    said = convert(folder, "int8", None)
+    found = re.search(r"([\d.]+) MiB of ([\d.]+), perplexity .* ([\d.]+) -> ([\d.]+);", said)
+    assert found is not None
+    small, large, before, after = map(float, found.groups())
+    assert small < large and abs(after / before - 1) < 0.05
+    written = json.loads((folder.parent / "model-int8" / "config.json").read_text())
+    assert written["quantization_config"]["quant_method"] == "torchao"
 
 
 @pytest.mark.slow
