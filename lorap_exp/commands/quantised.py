@@ -26,7 +26,9 @@ MOST = 0.005
 
 def tokenizer_of(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer that a saved model's folder holds."""
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        folder, trust_remote_code=False
+    )
     return tokenizer
 
 
