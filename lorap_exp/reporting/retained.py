@@ -42,7 +42,8 @@ def retained(results: Sequence[Result]) -> pd.DataFrame:
     table = pd.DataFrame(rows)
     numbers = [name for name in table.columns if name not in settings]
     over_seeds = table.groupby(settings, sort=False, dropna=False)[numbers].mean().reset_index()
-    return over_seeds[list(table.columns)]
+    ordered = over_seeds.sort_values(settings, kind="stable", ignore_index=True)
+    return ordered[list(table.columns)]
 
 
 def _percent(after: float, before: float) -> float:
