@@ -9,7 +9,7 @@ from httpx2 import HTTPError
 from huggingface_hub import HfApi
 from transformers import PreTrainedModel
 
-from lorap_exp.commands.quantised import find_converter, to_gguf, to_int8, tokenizer_of
+from lorap_exp.commands.quantised import find_converter, to_gguf, to_int8
 from lorap_exp.errors import LorapError
 from lorap_exp.models.card import restate
 from lorap_exp.models.checkpoint import (
@@ -21,6 +21,7 @@ from lorap_exp.models.checkpoint import (
 )
 from lorap_exp.models.openness import openness, size_advice
 from lorap_exp.models.stock import stock_base, stock_settings
+from lorap_exp.models.tokenizers import open_tokenizer
 
 TEXT = "The quick brown fox jumps over the lazy dog, and the dog sleeps on in the warm sun."
 RECORDS = ("plan.json", "result.json")
@@ -62,7 +63,7 @@ def convert(folder: Path, to: str, output: Path | None, kind: str | None = None)
         return _to_gguf(folder, output, kind or "auto")
     if to == "int8":
         return to_int8(folder, output)
-    model, tokenizer = load(folder), tokenizer_of(folder)
+    model, tokenizer = load(folder), open_tokenizer(folder)
     ids = torch.tensor([tokenizer(TEXT)["input_ids"]])
     before = model(ids).logits.float()
     model = export(model, stock_base(model.config), "dense")

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, TorchAoConfig
+from transformers import AutoModelForCausalLM, TorchAoConfig
 
 from lorap_exp.data.embedded import part
 from lorap_exp.data.source import Text
 from lorap_exp.errors import LorapError
 from lorap_exp.evaluation.perplexity import mean_nll, tokenize
 from lorap_exp.models.checkpoint import class_in, load, save
+from lorap_exp.models.tokenizers import open_tokenizer
 
 CONVERTER = "convert_hf_to_gguf.py"
 CHUNK, TOKENS = 128, 4096
@@ -24,18 +25,10 @@ MOST = 0.005
 """Relative difference of perplexities that a GGUF file may have."""
 
 
-def tokenizer_of(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer that a saved model's folder holds."""
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-        folder, trust_remote_code=False
-    )
-    return tokenizer
-
-
 def sample_of(folder: Path) -> Tensor:
     """Chunks of some embedded text in the tokens of a saved model."""
     text = Text("embedded", "pydoc", "train", "\n\n".join(part(0)))
-    return tokenize(text, tokenizer_of(folder), CHUNK, TOKENS)
+    return tokenize(text, open_tokenizer(folder), CHUNK, TOKENS)
 
 
 def to_int8(folder: Path, output: Path) -> str:
@@ -57,7 +50,7 @@ def to_int8(folder: Path, output: Path) -> str:
         str(folder), dtype="auto", quantization_config=settings
     )
     after = mean_nll(model, chunks, 8)
-    save(model, tokenizer_of(folder), output)
+    save(model, open_tokenizer(folder), output)
     again = class_in(output).from_pretrained(str(output), dtype="auto")
     if (read := mean_nll(again, chunks, 8)) != after:
         raise LorapError(f"'{output}' must give its model back, but loses {read - after:.2g} nats")

@@ -15,7 +15,6 @@ from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -35,6 +34,7 @@ from lorap_exp.models.inspection import (
     match_folder,
 )
 from lorap_exp.models.tiny import byte_tokenizer, random_config
+from lorap_exp.models.tokenizers import open_tokenizer
 from lorap_exp.models.wheels import find_parts, unpack
 from lorap_exp.workspace.digests import digest_json
 from lorap_exp.workspace.memory import out_of_memory
@@ -247,7 +247,7 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
     check_tokenizer_files(source.folder)
     return _reading(
         source,
-        lambda: AutoTokenizer.from_pretrained(_at(source), trust_remote_code=False),
+        lambda: open_tokenizer(source.folder),
         "its tokenizer",
     )
 

@@ -90,7 +90,7 @@ class StreamedSource(Source):
         self._formed: set[int] = set()
         """Finished blocks whose modules are already those that they were rewritten to."""
         self._noted: list[Edit] = []
-        self._check_names()
+        self._names = self._find_names()
         self._load_rest()
         self._lend()
 
@@ -107,11 +107,17 @@ class StreamedSource(Source):
         raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return {int(index): list(Plan.from_dict(plan).edits) for index, plan in raw.items()}
 
-    def _check_names(self) -> None:
-        """Raise unless every tensor of a block has a place: experts may be merged on loading."""
+    def _find_names(self) -> dict[int, list[str]]:
+        """The tensors of each block in the files, by its number.
+
+        Raises:
+            LorapError: one has no place; experts are merged on loading.
+        """
+        found = {}
         for block in self.blocks:
             prefix, unsplit = self._prefix(block), self._unsplit[self._stored[block.index]]
             layer = block.module if unsplit is None else unsplit
+            found[block.index] = list(layer.state_dict())
             for name, tensor in layer.state_dict().items():
                 place = self._places.get(prefix + name)
                 if place is None or place.shape != tuple(tensor.shape):
@@ -119,11 +125,7 @@ class StreamedSource(Source):
                         f"stream must be false for '{self.model.config.model_type}' models whose "
                         f"files hold no tensor '{prefix}{name}': it is put together on loading"
                     )
-
-    def _names(self, block: Block) -> list[str]:
-        """The tensors of a block in the files."""
-        unsplit = self._unsplit[self._stored[block.index]]
-        return list((block.module if unsplit is None else unsplit).state_dict())
+        return found
 
     def _load_rest(self) -> None:
         """Embedding, norms and head, of which only the pages that are used are read; tied heads are
@@ -276,7 +278,7 @@ class StreamedSource(Source):
     def _block_tensors(self, position: int) -> dict[str, Tensor]:
         block = self.blocks[position]
         prefix = self._prefix(block)
-        found = {name: read(self._places[prefix + name]) for name in self._names(block)}
+        found = {name: read(self._places[prefix + name]) for name in self._names[block.index]}
         for name, tensor in found.items():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise LorapError(

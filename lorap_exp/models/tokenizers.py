@@ -1,14 +1,37 @@
-"""Whether a tokenizer and a model belong together: every token has its place in the embedding."""
+"""The tokenizer of a folder, and whether it belongs to a model: every token has its place in the
+embedding."""
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from lorap_exp.errors import LorapError
 from lorap_exp.models.families import family_of
+from lorap_exp.models.headers import read_json
 
 PROBE = "The quick brown fox jumps over the lazy dog."
+
+
+def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer that a folder holds; no code of the folder runs.
+
+    One that says its class needs no configuration of a model, of which the automatic class would
+    warn where the model is a compressed one.
+    """
+    said = folder / "tokenizer_config.json"
+    plain = said.is_file() and read_json(said).get("tokenizer_class") == "PreTrainedTokenizerFast"
+    kind: Any = PreTrainedTokenizerFast if plain else AutoTokenizer
+    options = {} if plain else {"trust_remote_code": False}
+    found: PreTrainedTokenizerBase = kind.from_pretrained(str(folder), **options)
+    return found
 
 
 def check_tokenizer(

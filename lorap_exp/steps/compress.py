@@ -267,7 +267,6 @@ class Work:
                 ids = check_batch(inputs).to(inputs.device)
                 saved = open_saved(cfg, inputs, folder)
                 check_same(source.model(ids).logits, saved.model(ids).logits, folder)
-                self._job.discard("blocks")
             else:
                 settings = settings_of(self.done.plan, inputs.model_config)
                 model = as_compressed(source.model, settings, inputs.model_config)
@@ -279,7 +278,7 @@ class Work:
         kept = final and not self._streamed
         self._source, self._saved = Source(model) if kept else None, folder
         self._note(number, count_parameters(model))
-        self._job.discard("training")
+        self._job.discard("training", "blocks")
         if final:
             self._job.discard(*(f"group_{before}" for before in range(number)))
             self._say_size()
