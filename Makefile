@@ -53,6 +53,9 @@ bench: $(READY)  ## costs as ratios measured side by side
 	$(BIN)/python -m benchmarks.training_memory
 	$(BIN)/python -m benchmarks.token_errors
 	$(BIN)/python -m benchmarks.streaming
+	$(BIN)/python -m benchmarks.roofline
+	@if [ -d ../shared/data ]; then $(BIN)/python -m benchmarks.scoring; \
+	else echo "scoring: needs real data, python -m benchmarks.scoring --data FOLDER"; fi
 
 clean:  ## remove the environment (outputs stay)
 	rm -rf $(VENV)
