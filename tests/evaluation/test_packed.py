@@ -8,6 +8,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedModel
 
+from lorap_exp.evaluation import packed as packed_module
 from lorap_exp.evaluation.head import Head
 from lorap_exp.evaluation.packed import Packed
 from lorap_exp.evaluation.rows import Row, Scored, batch_rows, fill_rows, stack
@@ -159,3 +160,21 @@ def test_a_head_that_cannot_be_read_off_the_configuration(
     assert "not sliced" in capsys.readouterr().err
     for one, other in zip(packed(model, asked), stock(model, asked), strict=True):
         assert one[0] == pytest.approx(other[0], abs=1e-4)
+
+
+@pytest.mark.parametrize(("noise", "form"), [(0.06, "auto"), (0.03, "stock")])
+def test_rounding_is_measured_by_stock_itself(
+    tiny: Model, monkeypatch: pytest.MonkeyPatch, noise: float, form: str
+) -> None:
+    """0.1 nats a token pass where two batch sizes of stock lm-eval differ by more than half."""
+    found = iter([0.1, noise])
+
+    def apart(some: Any, others: Any) -> float:
+        assert len(some) == len(others)
+        return next(found) * 1000
+
+    monkeypatch.setattr(packed_module, "_apart", apart)
+    monkeypatch.setattr(packed_module, "TOLERANCE", {torch.float32: 0.0})
+    judged = Packed(tiny(), byte_tokenizer(), batch_size=1)
+    judged.loglikelihood(requests(), disable_tqdm=True)
+    assert judged.form == form
