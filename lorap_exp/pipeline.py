@@ -19,6 +19,7 @@ from lorap_exp.steps.compress import Compression, analyse, compress
 from lorap_exp.steps.describe import describe_model
 from lorap_exp.steps.prepare import Inputs, outdated, prepare
 from lorap_exp.steps.score import compare_answers, score
+from lorap_exp.steps.stream import streams
 from lorap_exp.workspace.device import claim_device
 from lorap_exp.workspace.job import open_job
 from lorap_exp.workspace.progress import Meter, say
@@ -40,6 +41,7 @@ def run(cfg: Config, folder: Path, wait: bool = False, command: str = "") -> Res
         say(f"{folder}: {cfg.method.name} at ratio {cfg.ratio} on {cfg.model.name}")
         with claim_device(cfg.device) as device:
             inputs = prepare(cfg, job, device)
+            inputs = replace(inputs, streamed=streams(cfg, inputs))
             meter = Meter(device)
             with track(cfg, folder) as tracker:
                 analyse(cfg, inputs, job, meter)

@@ -50,9 +50,8 @@ def measure_spectra(
     probes = tuple(probe for metric in metrics for probe in metric_probes(metric, names))
     visits = [Visit(tuple(names), probes)]
     found = []
-    for block, _, seen in progress(
-        walk(source, ids, visits, Walk(batch_size, "original", rewrite=False))
-    ):
+    how = Walk(batch_size, "original", rewrite=False)
+    for block, _, seen in progress(walk(source, ids, visits, how)):
         for name in names:
             for metric in metrics:
                 spectrum = energies(block.weight(name), metric_of(metric, name, seen))

@@ -48,7 +48,7 @@ def convert(folder: Path, to: str, output: Path | None, kind: str | None = None)
         to: dense (factors multiplied out, stock where a stock configuration describes it), stock
             (the same, or an error that says why not), gguf (by way of stock) or int8.
         output: where it goes; by default beside `folder`, with `to` in its name.
-        kind: how a gguf file stores weights, one of `GGUF_TYPES`.
+        kind: how a gguf file stores weights: auto, f32, f16, bf16 or q8_0.
 
     Raises:
         LorapError: the form is impossible, or something that it needs is missing.

@@ -16,6 +16,7 @@ from lorap_exp.data.source import Text
 from lorap_exp.errors import LorapError
 from lorap_exp.evaluation.perplexity import mean_nll, tokenize
 from lorap_exp.models.checkpoint import class_in, load, save
+from lorap_exp.models.headers import weight_bytes
 from lorap_exp.models.tokenizers import open_tokenizer
 
 CONVERTER = "convert_hf_to_gguf.py"
@@ -54,16 +55,11 @@ def to_int8(folder: Path, output: Path) -> str:
     again = class_in(output).from_pretrained(str(output), dtype="auto")
     if (read := mean_nll(again, chunks, 8)) != after:
         raise LorapError(f"'{output}' must give its model back, but loses {read - after:.2g} nats")
-    sizes = [weights_in(place) / 2**20 for place in (folder, output)]
+    sizes = [weight_bytes(place) / 2**20 for place in (folder, output)]
     return (
         f"{output}: {sizes[1]:.1f} MiB of {sizes[0]:.1f}, perplexity of embedded text "
         f"{math.exp(before):.2f} -> {math.exp(after):.2f}; opens where torchao is installed"
     )
-
-
-def weights_in(folder: Path) -> int:
-    """Bytes of a folder's weight files."""
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
 def to_gguf(folder: Path, output: Path, kind: str) -> str:

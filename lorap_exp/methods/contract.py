@@ -124,7 +124,7 @@ class Step:
     removes_layers: ClassVar[bool] = False
 
     @property
-    def whole(self) -> str:
+    def needs_whole(self) -> str:
         """Why the whole model must be in memory; empty where one block at a time will do."""
         if self.trains:
             return "trains the whole model"

@@ -56,6 +56,11 @@ def weight_files(folder: Path) -> list[Path]:
     )
 
 
+def weight_bytes(folder: Path) -> int:
+    """Bytes of a folder's weight files."""
+    return sum(path.stat().st_size for path in weight_files(folder))
+
+
 def _shards(folder: Path, index: str) -> list[Path]:
     listed = read_json(folder / index).get("weight_map")
     if not isinstance(listed, dict) or not listed:

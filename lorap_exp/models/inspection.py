@@ -55,11 +55,18 @@ TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json", 
 class Match:
     """Stored name -> name in the architecture, of every tensor that is loaded.
 
-    `converted`: of those that transformers itself renames, or merges with others, on loading.
+    Attributes:
+        names: of tensors that are one in both.
+        converted: of tensors that transformers itself renames, or merges with others, on loading.
     """
 
     names: Mapping[str, str]
     converted: Mapping[str, str]
+
+    @property
+    def stored(self) -> dict[str, str]:
+        """Of all of them, whoever renames them."""
+        return {**self.names, **self.converted}
 
     @property
     def renamed(self) -> dict[str, str]:
@@ -152,24 +159,25 @@ def check_tokenizer_files(folder: Path) -> None:
             )
 
 
-def match_folder(folder: Path, empty: PreTrainedModel, *, wrapped: bool = False) -> Match:
+def match_folder(folder: Path, empty: PreTrainedModel) -> Match:
     """Compare what is stored with the architecture of `empty`, whose tensors are shapes only.
 
     Args:
         folder: of weight files.
-        empty: the stock architecture, as its configuration says.
-        wrapped: it is the text model of a multimodal one, whose other parts are left out.
+        empty: the stock architecture, as its configuration says; of a multimodal model its text
+            model, whose other parts are left out.
 
     Raises:
         LorapError: a tensor is missing, left over, of another size, or quantised.
     """
+    wrapped = isinstance(read_json(folder / "config.json").get("text_config"), dict)
     return match(folder, stored_tensors(folder), empty, wrapped=wrapped)
 
 
 def match(
     folder: Path, stored: Mapping[str, Stored], empty: PreTrainedModel, *, wrapped: bool
 ) -> Match:
-    """See `match_folder`."""
+    """See `match_folder`; `wrapped` where it is the text model of a multimodal one."""
     state = empty.state_dict()
     wanted = {name: tensor.shape for name, tensor in state.items()}
     indices = {name for name, tensor in state.items() if not tensor.is_floating_point()}

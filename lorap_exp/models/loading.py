@@ -27,7 +27,6 @@ from lorap_exp.models.digests import digest_weights
 from lorap_exp.models.families import family_of, split_fused
 from lorap_exp.models.headers import read_json, stored_tensors
 from lorap_exp.models.inspection import (
-    Match,
     check_folder,
     check_layers,
     check_tokenizer_files,
@@ -137,7 +136,7 @@ def load_config(model: ModelConfig) -> PreTrainedConfig:
     empty = _architecture(config, f"'{source.location}'")
     family_of(config)
     if source.hub is None:
-        match_folder(source.folder, empty, wrapped=_is_wrapped(raw))
+        match_folder(source.folder, empty)
     return config
 
 
@@ -179,10 +178,6 @@ def _stores_head(folder: Path) -> bool:
 
 def _is_compressed(raw: dict[str, Any]) -> bool:
     return str(raw.get("model_type")).startswith("compressed_")
-
-
-def _is_wrapped(raw: dict[str, Any]) -> bool:
-    return isinstance(raw.get("text_config"), dict)
 
 
 def _at(source: Source) -> str:
@@ -325,24 +320,6 @@ def with_weights(model: ModelConfig) -> Source:
     return Source(source.location, folder, source.hub)
 
 
-def stored_names(model: ModelConfig, config: PreTrainedConfig) -> tuple[Path, dict[str, str]]:
-    """The folder of a model's weights, and names there that are others in the architecture."""
-    source = with_weights(model)
-    if getattr(config, "stock_class", None) is not None:
-        return source.folder, {}
-    found = _matched(source, _architecture(config, f"'{source.location}'"))
-    return source.folder, found.renamed | dict(found.converted)
-
-
-def _matched(source: Source, empty: PreTrainedModel) -> Match:
-    wrapped = _is_wrapped(check_folder(source.folder))
-    found = match_folder(source.folder, empty, wrapped=wrapped)
-    if renamed := found.renamed:
-        first, name = next(iter(renamed.items()))
-        say(f"  {len(renamed)} tensors have other names in the files: '{first}' is '{name}'")
-    return found
-
-
 def _read_weights(
     model: ModelConfig, config: PreTrainedConfig, dtype: torch.dtype
 ) -> PreTrainedModel:
@@ -350,7 +327,10 @@ def _read_weights(
     if getattr(config, "stock_class", None) is not None:
         return _reading(source, lambda: checkpoint.load(source.folder, dtype=dtype))
     empty = _architecture(config, f"'{source.location}'")
-    renamed = _matched(source, empty).renamed
+    renamed = match_folder(source.folder, empty).renamed
+    if renamed:
+        first, name = next(iter(renamed.items()))
+        say(f"  {len(renamed)} tensors have other names in the files: '{first}' is '{name}'")
     mapping = {f"^{_escaped(stored)}$": name for stored, name in renamed.items()}
 
     def read() -> Any:

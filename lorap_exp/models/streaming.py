@@ -5,10 +5,8 @@ next block is read while this one computes. After a kill, finished blocks are no
 model runs as any other does: a block that is not open is read for its forward pass.
 """
 
-import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -19,17 +17,15 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
-from transformers.pytorch_utils import Conv1D
 
 from lorap_exp.errors import LorapError
 from lorap_exp.models.checkpoint import as_form, causal_class
 from lorap_exp.models.families import Block, blocks_of, decoder_family, split_fused
-from lorap_exp.models.headers import weight_files
-from lorap_exp.models.inspection import match_folder
 from lorap_exp.models.layout import block_forms
-from lorap_exp.models.modeling_compressed import reshape_linear, split_layer
+from lorap_exp.models.modeling_compressed import reshape_linear
 from lorap_exp.models.source import Source
-from lorap_exp.models.tensor_files import Mapped, Place, fill, places_in, read, write
+from lorap_exp.models.stored_blocks import StoredBlocks
+from lorap_exp.models.tensor_files import Mapped, fill, places_in, read, write
 from lorap_exp.planning.edits import Edit, Plan
 from lorap_exp.workspace.files import replacing, write_json
 from lorap_exp.workspace.memory import return_freed_memory
@@ -44,8 +40,6 @@ class StreamedSource(Source):
         device: where blocks compute.
         dtype: in which they compute.
         work: folder for rewritten blocks; None for a model that is only read.
-        renamed: names in the files -> names in the architecture, where they differ; null to find
-            out.
 
     Raises:
         LorapError: the files are no safetensors, or a tensor is not there under its name.
@@ -60,7 +54,6 @@ class StreamedSource(Source):
         device: torch.device,
         dtype: torch.dtype,
         work: Path | None = None,
-        renamed: Mapping[str, str] | None = None,
     ) -> None:
         return_freed_memory()
         with init_empty_weights(include_buffers=False):
@@ -68,21 +61,10 @@ class StreamedSource(Source):
         super().__init__(model.eval().requires_grad_(False))
         self._device, self._dtype, self._work = device, dtype, work
         self._family = decoder_family(model)
-        if renamed is None:
-            found = match_folder(folder, model)
-            renamed = found.renamed | dict(found.converted)
-        self._places = _places(folder, renamed)
-        layers = list(model.get_submodule(self._family.layers).children())
-        stock = getattr(config, "stock_class", None) is None
-        self._unsplit = [
-            copy.deepcopy(one) if stock and self._splits(one) else None for one in layers
-        ]
-        if stock:
+        self._files = StoredBlocks(folder, model)
+        if _is_stock(model):
             split_fused(model)
         self._stored = {block.index: position for position, block in enumerate(self.blocks)}
-        self._pool = ThreadPoolExecutor(1)
-        self._ahead: tuple[int, Future[dict[str, Tensor]]] | None = None
-        self._last = -1
         self._original = False
         self._open: set[int] = set()
         self._lent: set[int] = set()
@@ -90,15 +72,8 @@ class StreamedSource(Source):
         self._formed: set[int] = set()
         """Finished blocks whose modules are already those that they were rewritten to."""
         self._noted: list[Edit] = []
-        self._names = self._find_names()
         self._load_rest()
         self._lend()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "StreamedSource":
-        return self
-
-    def _splits(self, layer: nn.Module) -> bool:
-        return bool(self._family.fused) or any(isinstance(m, Conv1D) for m in layer.modules())
 
     def _resume(self) -> dict[int, list[Edit]]:
         path = None if self._work is None else self._work / "blocks.json"
@@ -107,33 +82,11 @@ class StreamedSource(Source):
         raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return {int(index): list(Plan.from_dict(plan).edits) for index, plan in raw.items()}
 
-    def _find_names(self) -> dict[int, list[str]]:
-        """The tensors of each block in the files, by its number.
-
-        Raises:
-            LorapError: one has no place; experts are merged on loading.
-        """
-        found = {}
-        for block in self.blocks:
-            prefix, unsplit = self._prefix(block), self._unsplit[self._stored[block.index]]
-            layer = block.module if unsplit is None else unsplit
-            found[block.index] = list(layer.state_dict())
-            for name, tensor in layer.state_dict().items():
-                place = self._places.get(prefix + name)
-                if place is None or place.shape != tuple(tensor.shape):
-                    raise LorapError(
-                        f"stream must be false for '{self.model.config.model_type}' models whose "
-                        f"files hold no tensor '{prefix}{name}': it is put together on loading"
-                    )
-        return found
-
     def _load_rest(self) -> None:
         """Embedding, norms and head, of which only the pages that are used are read; tied heads are
         tied."""
-        layers = self._family.layers + "."
         own = self.model.state_dict()
-        rest = {n: p for n, p in self._places.items() if n in own and not n.startswith(layers)}
-        maps = {name: Mapped(place) for name, place in rest.items() if place.size}
+        maps = {n: Mapped(place) for n, place in self._files.others.items() if n in own}
         loaded = {name: self._ready(held.tensor) for name, held in maps.items()}
         self._maps = [held for name, held in maps.items() if loaded[name] is held.tensor]
         self.model.load_state_dict(loaded, strict=False, assign=True)
@@ -144,6 +97,7 @@ class StreamedSource(Source):
                 owner, _, leaf = name.rpartition(".")
                 self.model.get_submodule(owner)._buffers[leaf] = buffer.to(self._device)
         held = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
+        layers = self._family.layers + "."
         missing = [n for n, t in held.items() if t.is_meta and not n.startswith(layers)]
         if missing:
             raise LorapError(f"model.path must hold every tensor, but lacks {missing[0]}")
@@ -247,51 +201,16 @@ class StreamedSource(Source):
         written = self.finished(block) and not original
         if written:
             self._give_form(block)
-            state = self._read_written(block)
+            places = places_in(self._file(block))
+            state: Mapping[str, Tensor] = {n: self._ready(read(p)) for n, p in places.items()}
         else:
-            state = self._read_ahead(block)
+            number = self._stored[block.index]
+            order = [self._stored[other.index] for other in self.blocks]
+            raw = self._files.read(number, order)
+            state = self._files.split(number, {n: self._ready(t) for n, t in raw.items()})
         block.module.load_state_dict(state, assign=True)
         block.module.requires_grad_(False)
         return written
-
-    def _read_ahead(self, block: Block) -> dict[str, Tensor]:
-        """The tensors of a block, and a thread that reads those of the next one on the way."""
-        position = self.blocks.index(block)
-        if self._ahead is not None and self._ahead[0] == position:
-            state = self._ahead[1].result()
-        else:
-            state = self._block_tensors(position)
-        self._ahead = None
-        following = position - 1 if position < self._last else position + 1
-        self._last = position
-        if 0 <= following < len(self.blocks):
-            self._ahead = (following, self._pool.submit(self._block_tensors, following))
-        state = {name: self._ready(tensor) for name, tensor in state.items()}
-        unsplit = self._unsplit[self._stored[block.index]]
-        if unsplit is None:
-            return state
-        layer = copy.deepcopy(unsplit)
-        layer.load_state_dict(state, assign=True)
-        split_layer(layer.requires_grad_(False), self._family.fused)
-        return layer.state_dict()
-
-    def _block_tensors(self, position: int) -> dict[str, Tensor]:
-        block = self.blocks[position]
-        prefix = self._prefix(block)
-        found = {name: read(self._places[prefix + name]) for name in self._names[block.index]}
-        for name, tensor in found.items():
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                raise LorapError(
-                    f"model.path: the weights of '{prefix}{name}' must be finite numbers"
-                )
-        return found
-
-    def _prefix(self, block: Block) -> str:
-        """Of the names of a block's tensors in the files."""
-        return f"{self._family.layers}.{self._stored[block.index]}."
-
-    def _read_written(self, block: Block) -> dict[str, Tensor]:
-        return {n: self._ready(read(place)) for n, place in places_in(self._file(block)).items()}
 
     def take_forms(self) -> None:
         """Give every finished block the modules that it has now, without weights."""
@@ -356,15 +275,6 @@ def _saved_name(model: PreTrainedModel, name: str, tensor: Tensor) -> str:
 
 def _is_stock(model: PreTrainedModel) -> bool:
     return getattr(model.config, "stock_class", None) is None
-
-
-def _places(folder: Path, renamed: Mapping[str, str]) -> dict[str, Place]:
-    """Where every tensor of a checkpoint is, by its name in the architecture."""
-    files = weight_files(folder)
-    if odd := next((path for path in files if path.suffix != ".safetensors"), None):
-        raise LorapError(f"stream must be false where weights are no safetensors, got '{odd.name}'")
-    found = {name: place for path in files for name, place in places_in(path).items()}
-    return {renamed.get(name, name): place for name, place in found.items()}
 
 
 @torch.inference_mode(False)

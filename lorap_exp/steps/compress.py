@@ -42,7 +42,7 @@ from lorap_exp.planning.edits import Edit, Plan
 from lorap_exp.reporting.selection import plot_selection
 from lorap_exp.reporting.spectra import plot_spectra
 from lorap_exp.steps.prepare import Inputs
-from lorap_exp.steps.stream import open_original, open_saved, save_streamed, streams
+from lorap_exp.steps.stream import open_original, open_saved
 from lorap_exp.workspace.job import Job
 from lorap_exp.workspace.progress import Meter, bar, no_bar, say
 from lorap_exp.workspace.team import Team
@@ -102,7 +102,7 @@ def load_dense(cfg: Config, inputs: Inputs, meter: Meter) -> PreTrainedModel:
 
 def open_dense(cfg: Config, inputs: Inputs, meter: Meter, work: Path | None = None) -> Source:
     """The original model: in memory, or a block at a time; rewritten blocks go to `work`."""
-    if streams(cfg, inputs):
+    if inputs.streamed:
         return open_original(cfg, inputs, work)
     return Source(load_dense(cfg, inputs, meter))
 
@@ -127,7 +127,6 @@ class Work:
 
     def __init__(self, cfg: Config, inputs: Inputs, job: Job, meter: Meter) -> None:
         self._cfg, self._inputs, self._job, self._meter = cfg, inputs, job, meter
-        self._streamed = streams(cfg, inputs)
         self._source: Source | None = None
         self._saved: Path | None = None
         counts = {"dense": count_parameters(meta_model(inputs.model_config))}
@@ -153,10 +152,10 @@ class Work:
     def _open(self) -> Source:
         cfg, inputs = self._cfg, self._inputs
         if self._saved is None:
-            if self._streamed:
+            if inputs.streamed:
                 say("  streamed: one block at a time is in memory")
             return open_dense(cfg, inputs, self._meter, self._job.folder / "blocks")
-        if self._streamed:
+        if inputs.streamed:
             return open_saved(cfg, inputs, self._saved)
         return Source(load(self._saved, inputs.device, getattr(torch, cfg.dtype)))
 
@@ -168,7 +167,7 @@ class Work:
 
     def _take_model(self) -> PreTrainedModel:
         """The model, forgotten here unless it is streamed: training needs the memory."""
-        return self.source().model if self._streamed else self._take().model
+        return self.source().model if self._inputs.streamed else self._take().model
 
     def run(self, number: int) -> None:
         """Measure, plan and carry out one group."""
@@ -262,20 +261,24 @@ class Work:
         cfg, inputs, folder = self._cfg, self._inputs, self._folder(number, final=final)
         with self._meter.stage("save"):
             source = self._take()
-            if self._streamed:
-                model = save_streamed(source, self.done.plan, cfg, inputs, folder)
+            streamed = source if isinstance(source, StreamedSource) else None
+            if streamed is not None:
+                streamed.take_forms()
+            settings = settings_of(self.done.plan, inputs.model_config)
+            model = as_compressed(source.model, settings, inputs.model_config)
+            if final:
+                model = export(model, stock_base(inputs.model_config), cfg.export)
+            if streamed is None:
+                save(model, inputs.tokenizer, folder)
+                check_reload(model, folder, check_batch(inputs))
+            else:
+                fill = partial(streamed.fill, final=model, form=cfg.export)
+                save(model, inputs.tokenizer, folder, fill)
                 ids = check_batch(inputs).to(inputs.device)
                 saved = open_saved(cfg, inputs, folder)
                 check_same(source.model(ids).logits, saved.model(ids).logits, folder)
-            else:
-                settings = settings_of(self.done.plan, inputs.model_config)
-                model = as_compressed(source.model, settings, inputs.model_config)
-                if final:
-                    model = export(model, stock_base(inputs.model_config), cfg.export)
-                save(model, inputs.tokenizer, folder)
-                check_reload(model, folder, check_batch(inputs))
             self._job.record(folder)
-        kept = final and not self._streamed
+        kept = final and streamed is None
         self._source, self._saved = Source(model) if kept else None, folder
         self._note(number, count_parameters(model))
         self._job.discard("training", "blocks")

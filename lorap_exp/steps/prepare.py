@@ -43,6 +43,7 @@ class Inputs:
         dense: shape of the original model.
         calibration: tokens (samples, length), or None.
         read: what each step trains on, by its name.
+        streamed: blocks come from disk; decided once for the job (`steps.stream`).
     """
 
     device: torch.device
@@ -59,6 +60,7 @@ class Inputs:
     suite: Suite
     store: Store
     model_digest: str
+    streamed: bool = False
 
     @property
     def trains(self) -> bool:

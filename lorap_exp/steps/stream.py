@@ -1,22 +1,16 @@
-"""Whether a model is streamed from disk, and how a streamed one is opened and saved."""
+"""Whether a model is streamed from disk, and how a streamed one is opened."""
 
-from functools import partial
 from pathlib import Path
 
 import psutil
 import torch
-from transformers import PreTrainedModel
 
 from lorap_exp.config import Config
 from lorap_exp.errors import LorapError
-from lorap_exp.models.checkpoint import as_compressed, export, load_config, save
-from lorap_exp.models.headers import weight_files
-from lorap_exp.models.layout import settings_of
-from lorap_exp.models.loading import stored_names, with_weights
-from lorap_exp.models.source import Source
-from lorap_exp.models.stock import stock_base
+from lorap_exp.models.checkpoint import load_config
+from lorap_exp.models.headers import weight_bytes
+from lorap_exp.models.loading import with_weights
 from lorap_exp.models.streaming import StreamedSource
-from lorap_exp.planning.edits import Plan
 from lorap_exp.steps.prepare import Inputs
 
 SHARE = 0.6
@@ -36,9 +30,9 @@ def streams(cfg: Config, inputs: Inputs) -> bool:
     if cfg.model.random is not None:
         raise LorapError("stream must be false for a random model, which has no files, got true")
     for name, step in () if inputs.plan.is_dense else inputs.stack.steps:
-        if step.whole:
+        if reason := step.needs_whole:
             raise LorapError(
-                f"stream must be false for method {cfg.method.name}: its stage {name} {step.whole}"
+                f"stream must be false for method {cfg.method.name}: its stage {name} {reason}"
             )
     if cfg.evaluation.efficiency is not None:
         raise LorapError(
@@ -50,8 +44,7 @@ def streams(cfg: Config, inputs: Inputs) -> bool:
 
 def too_large(cfg: Config) -> bool:
     """The weights exceed their share of what is free."""
-    folder = with_weights(cfg.model).folder
-    size = sum(path.stat().st_size for path in weight_files(folder))
+    size = weight_bytes(with_weights(cfg.model).folder)
     return size > SHARE * psutil.virtual_memory().available
 
 
@@ -59,24 +52,10 @@ def open_original(cfg: Config, inputs: Inputs, work: Path | None = None) -> Stre
     """The original model, a block at a time; rewritten blocks go to the folder `work`."""
     if work is not None:
         work.mkdir(parents=True, exist_ok=True)
-    folder, renamed = stored_names(cfg.model, inputs.model_config)
-    dtype = getattr(torch, cfg.dtype)
-    return StreamedSource(folder, inputs.model_config, inputs.device, dtype, work, renamed)
+    folder, dtype = with_weights(cfg.model).folder, getattr(torch, cfg.dtype)
+    return StreamedSource(folder, inputs.model_config, inputs.device, dtype, work)
 
 
 def open_saved(cfg: Config, inputs: Inputs, folder: Path) -> StreamedSource:
     """A saved model, a block at a time."""
     return StreamedSource(folder, load_config(folder), inputs.device, getattr(torch, cfg.dtype))
-
-
-def save_streamed(
-    source: Source, plan: Plan, cfg: Config, inputs: Inputs, folder: Path
-) -> PreTrainedModel:
-    """Save what the blocks have become; the saved architecture, without weights."""
-    assert isinstance(source, StreamedSource)
-    source.take_forms()
-    config = inputs.model_config
-    final = as_compressed(source.model, settings_of(plan, config), config)
-    final = export(final, stock_base(config), cfg.export)
-    save(final, inputs.tokenizer, folder, partial(source.fill, final=final, form=cfg.export))
-    return final

@@ -99,7 +99,7 @@ class LayerRemoval(Step):
         return self.replacement in TRAINED
 
     @property
-    def whole(self) -> str:
+    def needs_whole(self) -> str:
         if self.replacement != "none":
             return "makes a replacement from the whole model"
         return "takes gradients of all weights at once" if self.criterion == "taylor" else ""
