@@ -63,18 +63,6 @@ def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
                 yield from _leaves({str(at): item for at, item in enumerate(value)}, f"{name}.")
 
 
-class WheelConfig(Section):
-    """A GGUF file inside PyPI wheels, in parts `module/file`: a real model without a hub.
-
-    It stands for the hub id `of`, and is not used when `model.path` names anything else.
-    """
-
-    of: str
-    name: str
-    requirement: str
-    parts: tuple[str, ...]
-
-
 class RandomModelConfig(Section):
     """Sizes of a randomly initialised model for tests."""
 
@@ -100,17 +88,16 @@ class RandomModelConfig(Section):
 
 
 class ModelConfig(Section):
-    """Where a dense model comes from: a wheel when installed, else hub or folder.
+    """Where a dense model comes from: a folder, or the hub, or what was fetched for its hub id.
 
     Attributes:
         path: a hub id or a folder.
-        revision: of a hub id.
+        revision: of a hub id; asks the hub, whatever was fetched.
     """
 
     name: str
     path: str | None
     revision: str | None
-    wheel: WheelConfig | None
     random: RandomModelConfig | None
 
     @model_validator(mode="after")

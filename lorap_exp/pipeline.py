@@ -12,7 +12,7 @@ from typing import Any
 from lorap_exp.calibration.sampling import digest
 from lorap_exp.config import Config
 from lorap_exp.evaluation.scores import Scores
-from lorap_exp.models.loading import describe_source
+from lorap_exp.models.origin import describe_source
 from lorap_exp.reporting.result import Result, read_result
 from lorap_exp.reporting.tracking import track
 from lorap_exp.steps.compress import Compression, analyse, compress

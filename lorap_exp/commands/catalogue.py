@@ -15,6 +15,7 @@ lorap_exp: compress a language model, score it, and end in the table of the pape
   python -m lorap_exp report outputs/<name>                    its table and plot, from disk
   python -m lorap_exp info outputs/<name>/<job>/model          what was done to each layer
   python -m lorap_exp export outputs/<name>/<job> --to dense   another form of it; also: push
+  python -m lorap_exp model fetch smollm2_135m                 a model as a folder; also: model list
   python -m lorap_exp data fetch --folder data                 real data, for runs without a network
   python -m lorap_exp data verify --folder data                its files checked; also: data where
   python -m lorap_exp store list                               what jobs share; also: store prune

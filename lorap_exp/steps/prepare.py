@@ -22,6 +22,7 @@ from lorap_exp.models.digests import digest_tokenizer
 from lorap_exp.models.families import family_of, meta_model
 from lorap_exp.models.layout import dense_shape
 from lorap_exp.models.loading import check_dense, digest_model, load_config, load_tokenizer
+from lorap_exp.models.origin import local_folder
 from lorap_exp.models.tokenizers import check_ids, check_length, check_tokenizer
 from lorap_exp.planning.edits import Plan
 from lorap_exp.planning.knapsack import Knapsack
@@ -128,7 +129,7 @@ def prepare(cfg: Config, job: Job, device: torch.device) -> Inputs:
 def local_files(cfg: Config) -> dict[str, str]:
     """The digest of every local file that the job reads: model, texts, tasks, instructions."""
     found: list[Path] = []
-    if cfg.model.random is None and (folder := Path(cfg.model.path or "").expanduser()).is_dir():
+    if cfg.model.random is None and (folder := local_folder(cfg.model)) is not None:
         found += [path for path in folder.iterdir() if path.is_file()]
     if cfg.data.source == "local" and cfg.data.folder is not None:
         found += [path for path in Path(cfg.data.folder).expanduser().rglob("*") if path.is_file()]

@@ -9,7 +9,7 @@ from lorap_exp.config import Config
 from lorap_exp.errors import LorapError
 from lorap_exp.models.checkpoint import load_config
 from lorap_exp.models.headers import weight_bytes
-from lorap_exp.models.loading import with_weights
+from lorap_exp.models.origin import with_weights
 from lorap_exp.models.streaming import StreamedSource
 from lorap_exp.steps.prepare import Inputs
 

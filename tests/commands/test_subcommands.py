@@ -26,6 +26,9 @@ def lorap(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
     [
         (["info"], "folder"),
         (["report"], "folder"),
+        (["model"], "fetch"),
+        (["model", "fetch"], "--from"),
+        (["model", "list"], "usage"),
         (["data"], "fetch"),
         (["data", "fetch"], "--c4-documents"),
         (["data", "verify"], "--folder"),

@@ -217,9 +217,7 @@ def test_sampling_settings_without_sampling_can_be_saved(tiny: Tiny, tmp_path: P
     dense.save_pretrained(tmp_path / "dense")
     settings = {"temperature": 0.9, "top_p": 0.6}
     (tmp_path / "dense" / "generation_config.json").write_text(json.dumps(settings))
-    model = ModelConfig(
-        name="x", path=str(tmp_path / "dense"), revision=None, wheel=None, random=None
-    )
+    model = ModelConfig(name="x", path=str(tmp_path / "dense"), revision=None, random=None)
     loaded = load_model(model, load_config(model), torch.device("cpu"), torch.float32, seed=0)
     save(compressed(loaded)[0], byte_tokenizer(), tmp_path / "model")
     assert (tmp_path / "model" / "model.safetensors").is_file()

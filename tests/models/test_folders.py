@@ -35,7 +35,7 @@ LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12345\n"
 
 
 def at(folder: Path) -> ModelConfig:
-    return ModelConfig(name="x", path=str(folder), revision=None, wheel=None, random=None)
+    return ModelConfig(name="x", path=str(folder), revision=None, random=None)
 
 
 def build(folder: Path, family: str = "llama", **config: Any) -> PreTrainedModel:

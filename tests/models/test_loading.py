@@ -20,7 +20,7 @@ from lorap_exp.models.tiny import byte_tokenizer, random_config
 
 
 def at(path: str) -> ModelConfig:
-    return ModelConfig(name="x", path=path, revision=None, wheel=None, random=None)
+    return ModelConfig(name="x", path=path, revision=None, random=None)
 
 
 def test_a_local_folder(tmp_path: Path, tiny: Callable[..., PreTrainedModel], family: str) -> None:
