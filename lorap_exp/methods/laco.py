@@ -11,7 +11,7 @@ Published (LLM-Streamline's table), Llama-2-7B at 25 %: BoolQ 64.1, HellaSwag 55
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -79,11 +79,21 @@ class LaCo(Step):
         self, part: Whole, edits: Sequence[Edit], seen: object, carry: Carry
     ) -> Sequence[Edit]:
         assert part.calibration is not None
-        model, left, threshold = part.model, len(removed(edits)), self.threshold
-        batches = part.calibration[: self.samples].to(model.device).split(part.batch_size)
+        batches = part.calibration[: self.samples].to(part.model.device).split(part.batch_size)
+        trials = self._trials(part.model, batches, len(removed(edits)))
+        shown = part.bars("laco", "trial")(trials)
+        merges = [merge for merge in shown if merge is not None]
+        part.model = shortened(part.model, merges, {})
+        return merges
+
+    def _trials(
+        self, model: PreTrainedModel, batches: Sequence[Tensor], left: int
+    ) -> Iterator[Merge | None]:
+        """Merge in place until `left` layers are gone; None for a trial that was undone."""
+        threshold = self.threshold
         target = [final_states(model, batch) for batch in batches]
         blocks = {block.index: block for block in blocks_of(model)}
-        alive, merges = list(blocks), list[Edit]()
+        alive = list(blocks)
         while left:
             position = len(alive) - 1 - min(self.layers, left)
             while left and position >= self.lowest:
@@ -95,15 +105,14 @@ class LaCo(Step):
                 if not cosine > threshold:
                     restore(before)
                     position -= 1
+                    yield None
                     continue
-                merges.append(Merge(tuple(behind), base, cosine, threshold))
                 say(f"  layers {', '.join(map(str, behind))} go into {base}: cosine {cosine:.3f}")
                 alive = [index for index in alive if index not in behind]
                 left -= len(behind)
                 position = min(position - self.interval, len(alive) - 1 - min(self.layers, left))
+                yield Merge(tuple(behind), base, cosine, threshold)
             threshold -= self.decrease
-        part.model = shortened(model, merges, {})
-        return merges
 
 
 Saved = Sequence[tuple[Tensor, Tensor]]

@@ -1,7 +1,7 @@
 """The mathematics of each rival against an identity or a slow reference."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +189,7 @@ def test_laco_adds_the_differences_to_the_original_base(tiny: Tiny) -> None:
     assert torch.equal(base.weight("gate"), weights[0])
 
 
-def whole(model: PreTrainedModel, folder: Path) -> Whole:
+def whole(model: PreTrainedModel, folder: Path, bars: Any = no_bars) -> Whole:
     return Whole(
         lambda: model,
         calibration=IDS,
@@ -197,7 +197,7 @@ def whole(model: PreTrainedModel, folder: Path) -> Whole:
         read=None,
         original=lambda: model,
         folder=folder,
-        bars=no_bars,
+        bars=bars,
     )
 
 
@@ -211,7 +211,14 @@ def test_laco_ends_at_the_planned_number_and_its_plan_says_how(
     step = LaCo(layers=2, threshold=threshold, decrease=0.05, interval=1, lowest=1, samples=4)
     edits = step.plan(shape_of(model), 3 / 8, None)
     assert edits == [Drop((5, 6, 7))]
-    part = whole(model, tmp_path)
+    tried = list[Merge | None]()
+
+    def shown(trials: Iterable[Merge | None]) -> Iterator[Merge | None]:
+        for trial in trials:
+            tried.append(trial)
+            yield trial
+
+    part = whole(model, tmp_path, lambda label, unit: shown)
     done = Plan(3 / 8) + step.apply(part, edits, None, {})
     assert len(done.removed_layers) == 3 and 0 not in done.removed_layers
     assert Plan.from_dict(done.to_dict()) == done
@@ -226,6 +233,7 @@ def test_laco_ends_at_the_planned_number_and_its_plan_says_how(
             assert torch.equal(block.weight(name), blocks[block.index].weight(name))
     if threshold == 1.0:
         assert all(m.threshold < 1 for m in done.edits if isinstance(m, Merge)), "it was lowered"
+        assert None in tried, "the bar moves with every trial"
     assert torch.isfinite(part.model(IDS).logits).all()
 
 
