@@ -30,6 +30,7 @@ from benchmarks.cost import configuration
 from lorap_exp.data.local import Local
 from lorap_exp.data.tasks import COMMONSENSE
 from lorap_exp.evaluation.packed import Packed
+from lorap_exp.evaluation.stock import model_given
 from lorap_exp.evaluation.perplexity import chunk, mean_nll
 from lorap_exp.evaluation.profiles import PROFILES, read_text
 from lorap_exp.evaluation.tasks import manager, write_tasks
@@ -86,7 +87,8 @@ def blocks(requests: Sequence[Any], count: int) -> list[list[Any]]:
 
 def compare_tasks(model: PreTrainedModel, tokenizer: Any, folder: Path, limit: int) -> None:
     """Print a line for each task and one for all."""
-    stock = Stock(pretrained=model, tokenizer=tokenizer, batch_size=1, softmax_dtype="float32")
+    with model_given():
+        stock = Stock(pretrained=model, tokenizer=tokenizer, batch_size=1, softmax_dtype="float32")
     packed = Packed(model, tokenizer, batch_size=1)
     replay = Replay(model, tokenizer, batch_size=1)
     total, ratios, peaks = [0.0, 0.0], [], [0, 0]

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lorap_exp.data.source import Text
 from lorap_exp.errors import LorapError
+from lorap_exp.evaluation.stock import model_given
 from lorap_exp.models.greedy import greedy
 
 TASK = "next_word"
@@ -103,7 +104,8 @@ def evaluate_generation(
 ) -> GenerationScore:
     """Score a model on the passages in `folder`."""
     start = time.perf_counter()
-    judged = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+    with model_given():
+        judged = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
     tasks = TaskManager(include_path=str(folder), include_defaults=False).load([TASK])
     with greedy(model):
         output = lm_eval.evaluate(judged, tasks, bootstrap_iters=0)

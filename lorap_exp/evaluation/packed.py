@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lorap_exp.evaluation.batches import halving
 from lorap_exp.evaluation.head import Head
 from lorap_exp.evaluation.rows import Batch, Row, Scored, batch_rows, fill_rows, stack
+from lorap_exp.evaluation.stock import model_given
 from lorap_exp.workspace.memory import out_of_memory
 from lorap_exp.workspace.progress import bar, say
 
@@ -55,9 +56,13 @@ class Packed(HFLM):  # type: ignore[misc]
         tokens: int | None = None,
         form: str = "auto",
     ) -> None:
-        super().__init__(
-            pretrained=model, tokenizer=tokenizer, batch_size=batch_size, softmax_dtype="float32"
-        )
+        with model_given():
+            super().__init__(
+                pretrained=model,
+                tokenizer=tokenizer,
+                batch_size=batch_size,
+                softmax_dtype="float32",
+            )
         self.head = Head(model)
         self.form = form
         self._tokens = tokens
