@@ -30,9 +30,9 @@ from benchmarks.cost import configuration
 from lorap_exp.data.local import Local
 from lorap_exp.data.tasks import COMMONSENSE
 from lorap_exp.evaluation.packed import Packed
-from lorap_exp.evaluation.stock import model_given
 from lorap_exp.evaluation.perplexity import chunk, mean_nll
 from lorap_exp.evaluation.profiles import PROFILES, read_text
+from lorap_exp.evaluation.stock import model_given
 from lorap_exp.evaluation.tasks import manager, write_tasks
 from lorap_exp.evaluation.zero_shot import evaluate_task
 from lorap_exp.models.loading import load_config, load_model, load_tokenizer
