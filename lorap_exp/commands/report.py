@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from lorap_exp.reporting.sweep import Sweep, collect, write_report
+from lorap_exp.reporting.sweep import Sweep, collect, overview, write_report
 from lorap_exp.reporting.tracking import log_sweep
 from lorap_exp.workspace.files import is_partial
 
 PLOTS = ("spectra", "selection")
 """Images that a job may hold."""
+WIDTH = 100
+"""Columns of a terminal."""
 
 
 def show(
@@ -18,7 +20,7 @@ def show(
     wandb: Literal["offline", "online"] | None = None,
     project: str = "lorap_exp",
 ) -> str:
-    """Write one report over all jobs of the folders; return its table and where it lies.
+    """Write one report over all jobs of the folders; return its tables, and where it lies.
 
     Args:
         folders: sweeps.
@@ -28,7 +30,7 @@ def show(
     """
     output = output or folders[0]
     sweep = collect(*folders)
-    text = write_report(sweep, output)
+    write_report(sweep, output)
     written = ", ".join(
         path.name for path in sorted(output.glob("report.*")) if not is_partial(path)
     )
@@ -36,9 +38,11 @@ def show(
         plots = find_plots(sweep, output)
         log_sweep(sweep.title, sweep.table(), plots, output, mode=wandb, project=project)
     return (
-        f"{text}\n\nreport in {output}: {written}\n"
-        f"Next: open {output / 'report.html'} in a browser; `python -m lorap_exp info <job>` says "
-        f"what was done to each layer; `python -m lorap_exp --help` lists what can be composed."
+        f"{overview(sweep, WIDTH)}\n\nreport in {output}: {written}\n"
+        f"How each number was scored is said in {output / 'report.md'}\n"
+        f"Next: open {output / 'report.html'} in a browser\n"
+        f"      `python -m lorap_exp info <job>` says what was done to each layer\n"
+        f"      `python -m lorap_exp --help` lists what can be composed"
     )
 
 

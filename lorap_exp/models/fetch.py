@@ -128,7 +128,7 @@ def _from_wheel(hub_id: str, folder: Path) -> str:
         raise LorapError(f"--from wheel is for {', '.join(WHEELS)}, got '{hub_id}'")
     if (parts := wheel.files()) is None:
         raise LorapError(f"--from wheel needs wheels that are not installed: {wheel.install}")
-    say(f"  '{hub_id}' is made from {wheel.origin()}, once")
+    say(f"  '{hub_id}' is dequantised from its wheel, once")
     dequantise(parts, folder)
     return wheel.origin()
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import pandas as pd
@@ -18,7 +19,7 @@ from lorap_exp.reporting.published import beside_published
 from lorap_exp.reporting.result import Result
 from lorap_exp.reporting.retained import retained
 from lorap_exp.reporting.table import frame
-from lorap_exp.reporting.text import harmless, markdown, plain
+from lorap_exp.reporting.text import columns_within, harmless, markdown, plain
 from lorap_exp.workspace.files import remove_partials, replacing, write_text
 
 NOT_COMPARABLE = (
@@ -83,11 +84,7 @@ def write_report(sweep: Sweep, output: Path | None = None) -> str:
     remove_partials(output, locked=False)
     table = sweep.table()
     best = best_cells(table, sweep.perplexities)
-    others = {
-        "Retained of the dense model": (retained(sweep.results), []),
-        "Measured beside published": beside_published(sweep.results),
-    }
-    others = {title: found for title, found in others.items() if not found[0].empty}
+    others = other_tables(sweep)
     with replacing(output / "report.csv") as path:
         harmless(table).to_csv(path, index=False)
     plot_sweep(table, sweep.perplexities, sweep.title, output / "report.png")
@@ -100,6 +97,28 @@ def write_report(sweep: Sweep, output: Path | None = None) -> str:
     write_text(output / "report.tex", latex(table, best, sweep.title))
     write_text(output / "report.html", page(sweep, others))
     return text
+
+
+def other_tables(sweep: Sweep) -> dict[str, tuple[pd.DataFrame, list[str]]]:
+    """What stands below the table, by its title, with its sources."""
+    others = {
+        "Retained of the dense model": (retained(sweep.results), []),
+        "Measured beside published": beside_published(sweep.results),
+    }
+    return {title: found for title, found in others.items() if not found[0].empty}
+
+
+def overview(sweep: Sweep, width: int) -> str:
+    """The tables for a terminal, and what must be said at once: the rest is in report.md."""
+    table = sweep.table()
+    best = best_cells(table, sweep.perplexities)
+    lines = [sweep.title, "", columns_within(table, best, width), ""]
+    for title, (compared, _) in other_tables(sweep).items():
+        lines += [title, "", columns_within(compared, frozenset(), width), ""]
+    said = ["* is the best of its model and ratio."] if best else []
+    said += [found for found in (warning(sweep),) if found]
+    said += [f"{job}: {reason}" for job, reason in sorted(sweep.reasons.items())]
+    return "\n".join([*lines, *(fill(one, width, break_long_words=False) for one in said)])
 
 
 def page(sweep: Sweep, others: Mapping[str, tuple[pd.DataFrame, list[str]]]) -> str:

@@ -41,6 +41,30 @@ def markdown(table: pd.DataFrame, best: Cells = frozenset()) -> str:
     return "\n".join([*lines, *(_line([_markdown(cell) for cell in row]) for row in rows)]) + "\n"
 
 
+def columns_within(table: pd.DataFrame, best: Cells, width: int) -> str:
+    """The table in columns for a terminal; those that do not fit stand below, beside the same keys.
+
+    The keys are the columns up to the ratio; a star marks what is best.
+    """
+    names, rows = shown(table, best)
+    grid = [names, *([_typed(cell) for cell in row] for row in rows)]
+    wide = [max(len(line[at]) for line in grid) for at in range(len(names))]
+    keys = range(names.index("ratio") + 1)
+    parts: list[list[int]] = [[]]
+    for at in range(len(keys), len(names)):
+        used = sum(wide[one] + 2 for one in (*keys, *parts[-1]))
+        if parts[-1] and used + wide[at] > width:
+            parts.append([])
+        parts[-1].append(at)
+    blocks = [
+        "\n".join(
+            "  ".join(line[at].ljust(wide[at]) for at in (*keys, *part)).rstrip() for line in grid
+        )
+        for part in parts
+    ]
+    return "\n\n".join(blocks)
+
+
 MARKS = re.compile(r"[\\`*|]|~~|(?<=\])\(|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 """What Markdown takes for more than a character; an underscore inside a word is one."""
 
@@ -68,6 +92,11 @@ def _line(cells: Sequence[str]) -> str:
 def _markdown(cell: Cell) -> str:
     text = plain(cell.text) + (f" ± {cell.error}" if cell.error else "")
     return f"**{text}**" if cell.best else text
+
+
+def _typed(cell: Cell) -> str:
+    line = " ".join("".join(c if c.isprintable() else " " for c in cell.text).split())
+    return line + (f" ± {cell.error}" if cell.error else "") + ("*" if cell.best else "")
 
 
 def _cell(row: dict[Any, Any], name: str, best: bool) -> Cell:

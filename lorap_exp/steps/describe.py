@@ -40,7 +40,7 @@ def describe_model(cfg: Config, result: Result, job: Job) -> None:
     for name, value in (("plan.json", plan), ("result.json", plain)):
         write_text(folder / name, json.dumps(value, indent=1, default=str))
     job.record(folder)
-    say(f"  {openness(config)}")
+    say(f"  saved model: {openness(config)}")
     if (advice := size_advice(config)) is not None:
         say(f"  {advice}")
 

@@ -21,7 +21,7 @@ def test_one_report_over_several_sweeps(sweep: Path, tmp_path: Path, make: Make)
     other = tmp_path / "other"
     write_job(other / "method=pruned", make("pruned", 0.2))
     text = show([sweep, other])
-    assert "# a_sweep + other" in text and f"report in {sweep}: " in text
+    assert text.startswith("a_sweep + other\n") and f"report in {sweep}: " in text
     assert len(pd.read_csv(sweep / "report.csv")) == 8
     assert not list(other.glob("report.*"))
     names = [job.name for job in collect(sweep, other).jobs]

@@ -11,9 +11,9 @@ from lorap_exp.config import Config
 from lorap_exp.errors import LorapError
 from lorap_exp.reporting.result import Result
 from lorap_exp.reporting.retained import retained
-from lorap_exp.reporting.sweep import collect, write_report
+from lorap_exp.reporting.sweep import collect, overview, write_report
 from lorap_exp.reporting.table import distinctions, frame
-from lorap_exp.reporting.text import markdown
+from lorap_exp.reporting.text import columns_within, markdown, shown
 from lorap_exp.workspace.files import write_json
 
 Make = Callable[..., Config]
@@ -121,3 +121,28 @@ def test_what_is_retained_is_averaged_over_seeds(make: Callable[..., Result]) ->
     seeds = [make("lorap", perplexity=p, seed=s) for s, p in ((0, 20.0), (1, 40.0))]
     table = retained([make("dense", 0.0, 10.0), *seeds])
     assert table["perplexity x, WikiText-2"].tolist() == [3.0]
+
+
+def test_the_terminal_has_every_cell_in_100_columns(sweep: Path) -> None:
+    """Columns that do not fit stand below, each row beside its own model, method and ratio."""
+    found = collect(sweep)
+    lines = overview(found, 100).splitlines()
+    assert max(map(len, lines)) <= 100
+    table = found.table()
+    cells, rows = " ".join(lines).split(), shown(table)[1]
+    for column, *values in zip(shown(table)[0], *rows, strict=True):
+        assert set(column.split()) <= set(cells)
+        assert {word for value in values for word in value.text.split()} <= {
+            cell.rstrip("*") for cell in cells
+        }
+    heads = [line.split()[:3] for line in lines if line.startswith("model ")]
+    assert len(heads) > 2 and all(head == ["model", "method", "ratio"] for head in heads)
+    assert any(cell.endswith("*") for cell in cells)
+    assert "* is the best of its model and ratio." in lines
+
+
+def test_a_narrow_terminal_still_has_one_column_beside_the_keys(sweep: Path) -> None:
+    table = collect(sweep).table()
+    first = columns_within(table, frozenset(), 10).split("\n\n")
+    assert len(first) == len(shown(table)[0]) - 3
+    assert all(len(block.splitlines()) == len(table) + 1 for block in first)
