@@ -86,8 +86,8 @@ def test_a_documented_command_runs(
         assert result.scores.perplexity
         show([tmp_path / "outputs" / cfg.name])
         return
-    for name in re.findall(r"outputs/(\w+)", command):
-        cfg = shrink(first_job(["evaluation=perplexity", f"name={name}"]), tmp_path)
+    for name in re.findall(r"outputs/([\w/=.]+)", command):
+        cfg = shrink(first_job(["evaluation=perplexity"]), tmp_path)
         pipeline.run(cfg, tmp_path / "outputs" / name)
     if words[0] == "store":
         Path("outputs").mkdir(exist_ok=True)

@@ -32,7 +32,9 @@ def describe(folder: Path) -> str:
     if (folder / "model" / "config.json").is_file():
         folder = folder / "model"
     if not (folder / "config.json").is_file():
-        raise LorapError(f"a model's folder holds config.json, got '{folder}'")
+        jobs = sorted(path.parent.parent for path in folder.glob("*/model/config.json"))
+        hint = f", a sweep; its first job with a model is '{jobs[0]}'" if jobs else ""
+        raise LorapError(f"a model's folder holds config.json, got '{folder}'{hint}")
     config = load_config(folder)
     family = family_of(config)
     lines = [

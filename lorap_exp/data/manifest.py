@@ -23,7 +23,10 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / FILE
     if not path.is_file():
-        raise LorapError(f"data.folder must hold {FILE}, got '{folder}'")
+        raise LorapError(
+            f"data.folder must hold {FILE}, got '{folder}': `data fetch` fills one from the hub; "
+            f"data=embedded needs none"
+        )
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

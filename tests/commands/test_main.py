@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from lorap_exp.commands.catalogue import conf_folder
+from lorap_exp.commands.info import describe
+from lorap_exp.errors import LorapError
 
 QUIET = ["model=tiny", "data=embedded", "calibration=embedded", "logging=disabled"]
 
@@ -101,3 +103,11 @@ def test_info_and_report_name_a_wrong_folder(tmp_path: Path) -> None:
         )
         assert run.returncode == 1
         assert run.stderr.startswith("error: ") and str(tmp_path) in run.stderr
+
+
+def test_info_names_a_job_of_a_sweep(tmp_path: Path) -> None:
+    for name in ("b=2", "a=1"):
+        (tmp_path / name / "model").mkdir(parents=True)
+        (tmp_path / name / "model" / "config.json").write_text("{}")
+    with pytest.raises(LorapError, match="a sweep; its first job with a model is '.*a=1'"):
+        describe(tmp_path)
