@@ -31,6 +31,10 @@ METHODS = {
     "hidden states on disk": ["calibration.hidden_states=disk"],
     "factors multiplied out": ["export=dense"],
     "lorap_plus": PLUS,
+    "lorap, then gains": [
+        "+stage@method.stages.gains=norm_gains",
+        "method.stages.gains.held_out=2",
+    ],
     "pifa": ["method=pifa"],
     "flap": ["method=flap"],
     "asvd": ["method=asvd", "method.stages.all.samples=2"],

@@ -25,7 +25,6 @@ from lorap_exp.calibration.stream import Stream, open_stream, run_layer
 from lorap_exp.errors import LorapError
 from lorap_exp.methods.contract import Carry, Step, Whole
 from lorap_exp.models.families import Block
-from lorap_exp.models.source import Source
 from lorap_exp.planning.edits import Edit
 from lorap_exp.training.loop import Curve, Schedule, loss_scale, train
 from lorap_exp.training.weights import call_with, float32_copies, write_back
@@ -77,7 +76,7 @@ class BlockRegression(Step):
         held = part.calibration[: self.validation_samples]
         trained = part.calibration[self.validation_samples :]
         trained = trained[: len(trained) // self.batch_size * self.batch_size]
-        student, teacher = Source(part.model), Source(part.original())
+        student, teacher = part.source, part.original()
         inputs = [open_stream(student, ids, self.batch_size, "device") for ids in (trained, held)]
         targets = [open_stream(teacher, ids, self.batch_size, "device") for ids in (trained, held)]
         sizes = [streams[0][0].shape[-1] for streams in (inputs, targets)]

@@ -16,12 +16,13 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from lorap_exp.calibration.evidence import Survey
 from lorap_exp.calibration.probes import Asked, Probe
-from lorap_exp.calibration.walk import Visit
+from lorap_exp.calibration.walk import Visit, Walk
 from lorap_exp.config import MethodConfig
 from lorap_exp.data.source import DataSource
 from lorap_exp.errors import LorapError, explain, shown
 from lorap_exp.methods.targets import find_method_class
 from lorap_exp.models.families import Block
+from lorap_exp.models.source import Source
 from lorap_exp.planning.edits import Edit
 from lorap_exp.planning.options import Option, edits_of
 from lorap_exp.planning.rounding import Rounding
@@ -64,47 +65,51 @@ class Whole:
     """A whole model for a step of reach "model".
 
     Attributes:
-        model: rewritten by the step, or replaced by another one here.
+        source: the model, loaded when it is first asked for; rewritten by the step.
         calibration: tokens (samples, T); None when nothing is calibrated.
-        batch_size: of calibration.
+        how: the walk is to be done: batch size and place of hidden states.
         read: what the step's `read` returned.
-        original: loads the original model, beside the compressed one.
-        folder: where training keeps its state.
+        original: opens the original model, beside the compressed one.
+        folder: where the step keeps what must survive a kill.
         bars: progress bars.
         curves: losses by name, left by the step.
     """
 
     def __init__(
         self,
-        reload: Callable[[], PreTrainedModel],
+        reload: Callable[[], Source],
         *,
         calibration: Tensor | None,
-        batch_size: int,
+        how: Walk,
         read: Any,
-        original: Callable[[], PreTrainedModel],
+        original: Callable[[], Source],
         folder: Path,
         bars: Bars,
     ) -> None:
         self._reload = reload
-        self._model: PreTrainedModel | None = None
-        self.calibration, self.batch_size = calibration, batch_size
+        self._source: Source | None = None
+        self.calibration, self.how = calibration, how
         self.read, self.original, self.folder, self.bars = read, original, folder, bars
         self.curves: dict[str, Any] = {}
 
     @property
+    def source(self) -> Source:
+        if self._source is None:
+            self._source = self._reload()
+        return self._source
+
+    @property
     def model(self) -> PreTrainedModel:
-        """Loaded when it is first asked for."""
-        if self._model is None:
-            self._model = self._reload()
-        return self._model
+        """The model itself; another one may be put in its place."""
+        return self.source.model
 
     @model.setter
     def model(self, model: PreTrainedModel) -> None:
-        self._model = model
+        self.source.adopt(model)
 
     def release(self) -> None:
         """Forget the model while only parts of it are needed; it is loaded again afterwards."""
-        self._model = None
+        self._source = None
 
 
 class Step:
@@ -240,7 +245,7 @@ def build_stack(method: MethodConfig) -> Stack:
         if settings is None:
             continue
         step = build_step(name, settings)
-        if steps and steps[-1][1].reach == "model" and not steps[-1][1].removes_layers:
+        if steps and not _may_follow(step, steps[-1][1]):
             raise LorapError(
                 f"method.stages: the recovery must come last, but {name} follows {steps[-1][0]}"
             )
@@ -258,6 +263,13 @@ def build_stack(method: MethodConfig) -> Stack:
             owners[target] = name
         steps.append((name, step))
     return Stack(tuple(steps))
+
+
+def _may_follow(step: Step, before: Step) -> bool:
+    """Sizes are not changed behind a step that fits weights to them, nothing behind a training."""
+    if before.reach == "block" or before.removes_layers:
+        return True
+    return step.reach == "model" and not before.trains
 
 
 def build_step(name: str, settings: Mapping[str, Any]) -> Step:

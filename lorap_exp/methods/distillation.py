@@ -100,7 +100,7 @@ class Distillation(Step):
         self, part: Whole, edits: Sequence[Edit], seen: object, carry: Carry
     ) -> Sequence[Edit]:
         """Tune the compressed model in place."""
-        model, teacher = part.model, part.original()
+        model, teacher = part.model, part.original().model
         windows: Tensor = part.read
         held, training = windows[: self.validation_samples], windows[self.validation_samples :]
         weights = trained_weights(model)

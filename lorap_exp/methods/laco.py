@@ -79,7 +79,7 @@ class LaCo(Step):
         self, part: Whole, edits: Sequence[Edit], seen: object, carry: Carry
     ) -> Sequence[Edit]:
         assert part.calibration is not None
-        batches = part.calibration[: self.samples].to(part.model.device).split(part.batch_size)
+        batches = part.calibration[: self.samples].to(part.model.device).split(part.how.batch_size)
         trials = self._trials(part.model, batches, len(removed(edits)))
         shown = part.bars("laco", "trial")(trials)
         merges = [merge for merge in shown if merge is not None]

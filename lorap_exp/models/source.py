@@ -35,6 +35,10 @@ class Source:
     def blocks(self) -> Sequence[Block]:
         return blocks_of(self.model)
 
+    def adopt(self, model: PreTrainedModel) -> None:
+        """Go on with another model."""
+        self.model = model
+
     def finished(self, block: Block) -> bool:
         """It was rewritten before the process was killed."""
         return False
@@ -60,4 +64,9 @@ class Source:
 
         `original`: as it was before anything was rewritten, where that can be had.
         """
+        yield block
+
+    @contextmanager
+    def amended(self, block: Block) -> Iterator[Block]:
+        """A block that may have been rewritten before, to be given other values; shapes stay."""
         yield block

@@ -189,10 +189,18 @@ class StreamedSource(Source):
         try:
             yield block
             if rewrite and self._work is not None and not written:
-                self._write(block)
+                self._write(block, self._noted)
         finally:
             self._open.discard(block.index)
             _free(block.module)
+
+    @contextmanager
+    def amended(self, block: Block) -> Iterator[Block]:
+        """A block with its weights; it is written again, and what was noted of it stays."""
+        with self.opened(block, rewrite=False):
+            yield block
+            if self._work is not None:
+                self._write(block, self._finished.get(block.index, []))
 
     @torch.inference_mode(False)
     def _read(self, block: Block, *, original: bool) -> bool:
@@ -229,11 +237,11 @@ class StreamedSource(Source):
         assert self._work is not None
         return self._work / f"block-{block.index:05}.safetensors"
 
-    def _write(self, block: Block) -> None:
+    def _write(self, block: Block, edits: Sequence[Edit]) -> None:
         assert self._work is not None
         with replacing(self._file(block)) as partial:
             write(partial, block.module.state_dict())
-        self._finished[block.index] = list(self._noted)
+        self._finished[block.index] = list(edits)
         self._formed.add(block.index)
         kept = {str(i): Plan(0.0, tuple(e)).to_dict() for i, e in self._finished.items()}
         write_json(self._work / "blocks.json", kept)

@@ -165,10 +165,6 @@ class Work:
         self._source = None
         return source
 
-    def _take_model(self) -> PreTrainedModel:
-        """The model, forgotten here unless it is streamed: training needs the memory."""
-        return self.source().model if self._inputs.streamed else self._take().model
-
     def run(self, number: int) -> None:
         """Measure, plan and carry out one group."""
         group = self._inputs.stack.groups()[number]
@@ -180,12 +176,9 @@ class Work:
                 if first.trains:
                     self._job.write(f"planned_{number}.json", _plain(edits))
                     Team().tell(f"group {number}")
-                part = whole_part(self._cfg, self._inputs, self._job, number, self._take_model)
+                part = whole_part(self._cfg, self._inputs, self._job, number, self._take)
                 carried = first.apply(part, edits[group[0][0]], None, {})
-                if isinstance(self._source, StreamedSource):
-                    self._source.adopt(part.model)
-                else:
-                    self._source = Source(part.model)
+                self._source = part.source
             for name, curve in part.curves.items():
                 say(f"  {name}: {curve.summary()}")
             curves = {name: asdict(curve) for name, curve in part.curves.items()}
@@ -314,16 +307,16 @@ def whole_part(
     inputs: Inputs,
     job: Job,
     number: int,
-    reload: Callable[[], PreTrainedModel],
+    reload: Callable[[], Source],
 ) -> Whole:
     """What a step of reach "model" is given."""
     name, _ = inputs.stack.groups()[number][0]
     return Whole(
         reload,
         calibration=inputs.calibration,
-        batch_size=inputs.how.batch_size,
+        how=inputs.how,
         read=inputs.read.get(name),
-        original=partial(load_dense, cfg, inputs, Meter(inputs.device, quiet=True)),
+        original=partial(open_dense, cfg, inputs, Meter(inputs.device, quiet=True)),
         folder=job.folder / "training",
         bars=bar if Team().leads else no_bar,
     )

@@ -94,11 +94,11 @@ def rewrite_whole(
 ) -> Whole:
     """What a step of reach "model" makes of a model."""
     part = Whole(
-        lambda: model,
+        lambda: Source(model),
         calibration=ids,
-        batch_size=4,
+        how=Walk(4),
         read=None,
-        original=lambda: model,
+        original=lambda: Source(model),
         folder=folder,
         bars=no_bars,
     )

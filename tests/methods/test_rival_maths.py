@@ -191,11 +191,11 @@ def test_laco_adds_the_differences_to_the_original_base(tiny: Tiny) -> None:
 
 def whole(model: PreTrainedModel, folder: Path, bars: Any = no_bars) -> Whole:
     return Whole(
-        lambda: model,
+        lambda: Source(model),
         calibration=IDS,
-        batch_size=4,
+        how=Walk(4),
         read=None,
-        original=lambda: model,
+        original=lambda: Source(model),
         folder=folder,
         bars=bars,
     )

@@ -216,7 +216,7 @@ class LayerRemoval(Step):
             self._train(part, edits)
         else:
             assert part.calibration is not None
-            batches = part.calibration.split(part.batch_size)
+            batches = part.calibration.split(part.how.batch_size)
             modules: dict[int, nn.Module] = {}
             if self.replacement == "linear_merged":
                 merge_linear_map(part.model, edits, batches, self.ridge, self.fit)
