@@ -76,6 +76,7 @@ def summarise(
         shapes=inputs.dense.blocks,
         plan=compression.plan,
         parameters=compression.parameters,
+        bytes=compression.bytes,
         curves=compression.curves,
         scores=scores,
         seconds=compression.seconds | meter.seconds | scores.seconds(),

@@ -50,6 +50,7 @@ def made(
         shapes=(),
         plan=Plan(ratio, (Drop((0,)),) if ratio else ()),
         parameters={"dense": {"decoder": 10}, "compressed": {"decoder": 8, "total": 9}},
+        bytes={"dense": 20, "compressed": 18},
         curves={},
         scores=Scores((text,), (boolq,)),
         seconds={},

@@ -9,7 +9,7 @@ from httpx2 import HTTPError
 from huggingface_hub import HfApi
 from transformers import PreTrainedModel
 
-from lorap_exp.commands.quantised import find_converter, to_gguf, to_int8
+from lorap_exp.commands.quantised import find_converter, to_gguf, to_integers
 from lorap_exp.errors import LorapError
 from lorap_exp.models.card import restate
 from lorap_exp.models.checkpoint import (
@@ -46,7 +46,7 @@ def convert(folder: Path, to: str, output: Path | None, kind: str | None = None)
     Args:
         folder: a saved model, or the job that holds it.
         to: dense (factors multiplied out, stock where a stock configuration describes it), stock
-            (the same, or an error that says why not), gguf (by way of stock) or int8.
+            (the same, or an error that says why not), gguf (by way of stock), int8 or int4.
         output: where it goes; by default beside `folder`, with `to` in its name.
         kind: how a gguf file stores weights: auto, f32, f16, bf16 or q8_0.
 
@@ -61,8 +61,10 @@ def convert(folder: Path, to: str, output: Path | None, kind: str | None = None)
         raise LorapError(f"--output must not be there yet, got '{output}'")
     if to == "gguf":
         return _to_gguf(folder, output, kind or "auto")
-    if to == "int8":
-        return to_int8(folder, output)
+    if to in ("int8", "int4"):
+        said = to_integers(folder, output, to)
+        _tell(folder, output)
+        return said
     model, tokenizer = load(folder), open_tokenizer(folder)
     ids = torch.tensor([tokenizer(TEXT)["input_ids"]])
     before = model(ids).logits.float()
@@ -73,13 +75,18 @@ def convert(folder: Path, to: str, output: Path | None, kind: str | None = None)
     _check(before, model(ids).logits.float(), model)
     save(model, tokenizer, output)
     check_reload(model, output, ids)
+    _tell(folder, output)
+    return report(output)
+
+
+def _tell(folder: Path, output: Path) -> None:
+    """Give a folder in another form the records and the card of the one it was made from."""
     for name in RECORDS:
         if (folder / name).is_file():
             shutil.copyfile(folder / name, output / name)
     if (card := folder / "README.md").is_file():
         configs = load_config(folder), load_config(output)
         (output / "README.md").write_text(restate(card.read_text("utf-8"), *configs), "utf-8")
-    return report(output)
 
 
 def _to_gguf(folder: Path, output: Path, kind: str) -> str:

@@ -15,7 +15,7 @@ from lorap_exp.models.headers import read_header
 from lorap_exp.models.openness import openness, size_advice
 from lorap_exp.models.structure import Family
 
-WIDTH = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
+WIDTH = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I64": 8, "I32": 4}
 """Bytes of a value by the safetensors name of its type."""
 LEGEND = (
     "r = rank of the factors, o = outputs kept, i = inputs kept, s, g = rows and columns held, "

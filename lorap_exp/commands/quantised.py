@@ -1,4 +1,4 @@
-"""Saved models in the forms of quantisers: llama.cpp's GGUF files, and torchao's int8."""
+"""Saved models in the forms of quantisers: llama.cpp's GGUF files, and packed integers."""
 
 import math
 import os
@@ -9,14 +9,16 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, TorchAoConfig
+from transformers import AutoModelForCausalLM
 
 from lorap_exp.data.embedded import part
 from lorap_exp.data.source import Text
 from lorap_exp.errors import LorapError
 from lorap_exp.evaluation.perplexity import mean_nll, tokenize
-from lorap_exp.models.checkpoint import class_in, load, save
+from lorap_exp.models.checkpoint import check_reload, load, load_config, save
 from lorap_exp.models.headers import weight_bytes
+from lorap_exp.models.openness import GROUP, openness, row_lengths
+from lorap_exp.models.quantised import check_quantisable, pack
 from lorap_exp.models.tokenizers import open_tokenizer
 
 CONVERTER = "convert_hf_to_gguf.py"
@@ -32,33 +34,30 @@ def sample_of(folder: Path) -> Tensor:
     return tokenize(text, open_tokenizer(folder), CHUNK, TOKENS)
 
 
-def to_int8(folder: Path, output: Path) -> str:
-    """Write a saved model with its linear layers in int8, as torchao stores them; what it costs.
-
-    The folder opens in transformers where torchao is installed.
+def to_integers(folder: Path, output: Path, to: str) -> str:
+    """Write a saved model with its matrices in int8 or int4, rounded to nearest; what it costs.
 
     Raises:
-        LorapError: torchao is missing, or the folder does not give its model back.
+        LorapError: compressed-tensors is missing, rows are no multiple of a group, or the folder
+            does not give its model back.
     """
-    try:
-        from torchao.quantization import Int8WeightOnlyConfig  # noqa: PLC0415 (an extra)
-    except ImportError as error:
-        raise LorapError("--to int8 needs the extra quantise: pip install torchao") from error
-    chunks = sample_of(folder)
-    before = mean_nll(load(folder), chunks, 8)
-    settings = TorchAoConfig(Int8WeightOnlyConfig())
-    model = class_in(folder).from_pretrained(
-        str(folder), dtype="auto", quantization_config=settings
-    )
+    config = load_config(folder)
+    check_quantisable(config, f"--to {to}")
+    if to == "int4" and (odd := sorted({n for n in row_lengths(config) if n % GROUP})):
+        raise LorapError(
+            f"--to int4 needs rows that are multiples of {GROUP}, got {', '.join(map(str, odd))}: "
+            f"round_to={GROUP} in the stages of the method avoids it, --to int8 takes any"
+        )
+    model, chunks = load(folder), sample_of(folder)
+    before = mean_nll(model, chunks, 8)
+    packed = pack(model, to, GROUP, {})
+    save(model, open_tokenizer(folder), output, packed=packed)
+    check_reload(model, output, chunks[:2])
     after = mean_nll(model, chunks, 8)
-    save(model, open_tokenizer(folder), output)
-    again = class_in(output).from_pretrained(str(output), dtype="auto")
-    if (read := mean_nll(again, chunks, 8)) != after:
-        raise LorapError(f"'{output}' must give its model back, but loses {read - after:.2g} nats")
     sizes = [weight_bytes(place) / 2**20 for place in (folder, output)]
     return (
         f"{output}: {sizes[1]:.1f} MiB of {sizes[0]:.1f}, perplexity of embedded text "
-        f"{math.exp(before):.2f} -> {math.exp(after):.2f}; opens where torchao is installed"
+        f"{math.exp(before):.2f} -> {math.exp(after):.2f}; {openness(load_config(output))}"
     )
 
 

@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     info.set_defaults(run=_info)
     export = commands.add_parser("export", help="a saved model in another form, without its job")
     export.add_argument("folder", type=Path, help="a saved model, or the job that holds it")
-    export.add_argument("--to", choices=("dense", "stock", "gguf", "int8"), required=True)
+    export.add_argument("--to", choices=("dense", "stock", "gguf", "int8", "int4"), required=True)
     export.add_argument("--output", type=Path, help="where it goes (default: beside the folder)")
     export.add_argument(
         "--type",

@@ -127,6 +127,8 @@ class Step:
     ends: ClassVar[bool] = False
     """After the walk the step is given the embedding and the head (`Ends`) too."""
     removes_layers: ClassVar[bool] = False
+    final: ClassVar[bool] = False
+    """Nothing may follow it, and it may follow a recovery."""
 
     @property
     def needs_whole(self) -> str:
@@ -184,6 +186,14 @@ class Step:
         """Edits that add parameters whatever the ratio; the sizes of the others pay for them."""
         return []
 
+    def forms(self, shape: Shape) -> list[Edit]:
+        """Edits that change no size, given the sizes of the whole group.
+
+        Raises:
+            ValueError: sizes that the step cannot work on.
+        """
+        return []
+
     def visits(self, present: Sequence[str]) -> list[Visit]:
         """Which matrices of a block are rewritten together, in order, and their probes."""
         names = tuple(name for name in present if name in self.sized)
@@ -221,6 +231,12 @@ class Stack:
             groups[-1].append((name, step))
         return groups
 
+    def at(self, ratio: float) -> "Stack":
+        """What acts at a ratio: at 0 nothing is removed, and there is nothing to recover."""
+        if ratio > 0:
+            return self
+        return Stack(tuple((name, step) for name, step in self.steps if step.final))
+
     @property
     def trains(self) -> bool:
         """Some step trains."""
@@ -245,6 +261,8 @@ def build_stack(method: MethodConfig) -> Stack:
         if settings is None:
             continue
         step = build_step(name, settings)
+        if steps and steps[-1][1].final:
+            raise LorapError(f"method.stages: {steps[-1][0]} must come last, but {name} follows it")
         if steps and not _may_follow(step, steps[-1][1]):
             raise LorapError(
                 f"method.stages: the recovery must come last, but {name} follows {steps[-1][0]}"
@@ -267,7 +285,7 @@ def build_stack(method: MethodConfig) -> Stack:
 
 def _may_follow(step: Step, before: Step) -> bool:
     """Sizes are not changed behind a step that fits weights to them, nothing behind a training."""
-    if before.reach == "block" or before.removes_layers:
+    if before.reach == "block" or before.removes_layers or step.final:
         return True
     return step.reach == "model" and not before.trains
 

@@ -1,6 +1,7 @@
 """The plan of a stack: first without evidence, as many parameters as asked; then with it."""
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
 
 from lorap_exp.calibration.evidence import Survey
 from lorap_exp.errors import LorapError
@@ -25,7 +26,7 @@ def plan_stack(stack: Stack, dense: Shape, budget: Budget) -> Plan:
     for number in range(len(stack.groups())):
         for edits in plan_group(stack, number, dense, plan, budget, seen=None).values():
             plan += edits
-    if budget.ratio > 0 and plan.is_dense and not stack.sizes and not _removes(stack):
+    if budget.ratio > 0 and plan.shape(dense) == dense and not stack.sizes and not _removes(stack):
         why = "when no stage has a target" if stack.steps else "for a method without stages"
         raise LorapError(f"ratio must be 0 {why}, got {budget.ratio}")
     return plan
@@ -74,6 +75,9 @@ def plan_group(
                         f"method.protect must be [0, 0] when the residual stream is sliced, which "
                         f"runs through every block, got {list(budget.protect)}"
                     )
+        planned = reduce(Plan.__add__, edits.values(), before).shape(dense)
+        for name, step in group:
+            edits[name] += step.forms(planned)
     except ValueError as error:
         raise LorapError(str(error)) from error
     return edits

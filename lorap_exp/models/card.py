@@ -9,7 +9,10 @@ import yaml
 from transformers import PreTrainedConfig
 
 from lorap_exp.models.openness import openness, size_advice
+from lorap_exp.models.quantised import stored_bits
 from lorap_exp.models.structure import Family
+
+SCORES = "## Scores\n\n"
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ def model_card(
         f"# {_short(origin.base_model)}, compressed by {origin.method}",
         _summary(origin, result),
         openness(config) + ".",
-        "## Scores\n\n" + _scores(result),
+        SCORES + _scores(result),
         "## Loading\n\n" + _loading(config),
         "## LoRA\n\n" + _lora(family),
         "## Sizes\n\n" + _sizes(config),
@@ -107,7 +110,8 @@ def _scores(result: Mapping[str, Any]) -> str:
 def _loading(config: PreTrainedConfig) -> str:
     custom = getattr(config, "stock_class", None) is not None
     trust = ", trust_remote_code=True" if custom else ""
-    return _block(
+    needed = _block("sh", "pip install compressed-tensors") + "\n\n"
+    return ("" if stored_bits(config) is None else needed) + _block(
         "python",
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         f'model = AutoModelForCausalLM.from_pretrained("FOLDER", dtype="auto"{trust})\n'
@@ -149,6 +153,9 @@ def _block(language: str, text: str) -> str:
 def restate(card: str, before: PreTrainedConfig, after: PreTrainedConfig) -> str:
     """The card of a folder that was turned into another form."""
     card = card.replace(openness(before), openness(after))
+    card = card.replace(_loading(before), _loading(after))
+    if stored_bits(after) != stored_bits(before):
+        card = card.replace(SCORES, f"{SCORES}Measured before the weights were rounded.\n\n")
     card = card.replace(_sizes(before), _sizes(after))
     if getattr(after, "stock_class", None) is None:
         for text in (", trust_remote_code=True", ",trust_remote_code=True", "\n- custom_code"):

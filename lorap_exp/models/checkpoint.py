@@ -44,6 +44,7 @@ from lorap_exp.models.modeling_compressed import (
     stock_models,
 )
 from lorap_exp.models.portable import make_portable
+from lorap_exp.models.quantised import Packed, as_floats, forget, opening
 from lorap_exp.models.stock import OWN, fields_of, stock_settings, without_factors
 from lorap_exp.models.structure import ATTENTION, Family, canonical
 
@@ -246,11 +247,11 @@ def load(
     Raises:
         LorapError: the folder holds no checkpoint.
     """
-    kind, config = class_in(Path(folder)), load_config(Path(folder))
+    kind, config = class_in(Path(folder)), opening(load_config(Path(folder)), Path(folder))
     with torch.device("meta"):
         whole = kind is AutoModelForCausalLM
         check_complete(Path(folder), kind.from_config(config) if whole else kind(config))
-    model = kind.from_pretrained(str(folder), dtype=dtype)
+    model = as_floats(kind.from_pretrained(str(folder), config=config, dtype=dtype))
     return model.eval().requires_grad_(False).to(device)
 
 
@@ -300,14 +301,20 @@ def save(
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     weights: Callable[[Path], None] | None = None,
+    packed: Packed | None = None,
 ) -> None:
     """Write model and tokenizer to `folder`: complete or, when interrupted, not at all.
 
-    `weights` writes the weights of a model that has none in memory.
+    `weights` writes the weights of a model that has none in memory; `packed` are its quantised
+    ones.
     """
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial, state_dict=None if weights is None else {})
+    if packed is not None:
+        model.config.quantization_config = packed.settings
+    state = packed.state if packed is not None else None if weights is None else {}
+    model.save_pretrained(partial, state_dict=state)
+    forget(model.config)
     if weights is not None:
         weights(partial)
     tokenizer.save_pretrained(partial)

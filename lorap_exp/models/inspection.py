@@ -18,6 +18,7 @@ from transformers.core_model_loading import WeightTransform
 
 from lorap_exp.errors import LorapError, shown
 from lorap_exp.models.headers import FLOATS, Stored, read_json, refuse_pointer, stored_tensors
+from lorap_exp.models.quantised import as_written, check_extra, quantisation_in
 
 WRAPPERS = (r"(^|\.)_orig_mod\.", r"^module\.", r"^(model\.)?language_model\.")
 """Left by torch.compile, DataParallel, and a multimodal model around its text model."""
@@ -96,14 +97,8 @@ def check_folder(folder: Path) -> dict[str, Any]:
     if text is not None and not isinstance(text, dict):
         raise LorapError(f"model.path: text_config must be an object, got {shown(text)}")
     for section in (config, text or {}):
-        found = [section.get(f"{name}_config") for name in ("quantization", "compression")]
-        quantised = next((entry for entry in found if entry is not None), None)
-        if quantised is not None:
-            method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
-            raise LorapError(
-                f"model.path must hold weights in floating point, got '{folder / 'config.json'}' "
-                f"with weights quantised by {method!r}: use the checkpoint it was made from"
-            )
+        if quantisation_in(section, folder) is not None:
+            check_extra(f"model.path '{folder}', whose weights are quantised,")
         check_numbers(section, f"'{folder / 'config.json'}'")
     if (folder / "generation_config.json").exists():
         read_json(folder / "generation_config.json")
@@ -171,7 +166,9 @@ def match_folder(folder: Path, empty: PreTrainedModel) -> Match:
         LorapError: a tensor is missing, left over, of another size, or quantised.
     """
     wrapped = isinstance(read_json(folder / "config.json").get("text_config"), dict)
-    return match(folder, stored_tensors(folder), empty, wrapped=wrapped)
+    shapes = {name: tensor.shape for name, tensor in empty.state_dict().items()}
+    stored = as_written(folder, stored_tensors(folder), shapes)
+    return match(folder, stored, empty, wrapped=wrapped)
 
 
 def match(

@@ -31,6 +31,7 @@ from lorap_exp.models.inspection import (
     match_folder,
 )
 from lorap_exp.models.origin import Source, describe_source, find_source, with_weights
+from lorap_exp.models.quantised import as_floats, forget, opening, quantisation_in
 from lorap_exp.models.tiny import byte_tokenizer, random_config
 from lorap_exp.models.tokenizers import open_tokenizer
 from lorap_exp.workspace.digests import digest_json
@@ -58,6 +59,7 @@ def load_config(model: ModelConfig) -> PreTrainedConfig:
     raw = check_folder(source.folder)
     if _is_compressed(raw):
         config = _reading(source, lambda: checkpoint.load_config(source.folder))
+        forget(config)
         match_folder(source.folder, _architecture(config, f"'{source.location}'"))
         return config
     whole = _reading(source, lambda: AutoConfig.from_pretrained(_at(source)))
@@ -67,6 +69,7 @@ def load_config(model: ModelConfig) -> PreTrainedConfig:
             f"'{whole.model_type}' in '{source.location}'"
         )
     config = text_config(whole, source.folder)
+    forget(config)
     if getattr(config, "original_layers", None):
         config.original_layers = None  # numbers count from the model that is loaded
     empty = _architecture(config, f"'{source.location}'")
@@ -78,6 +81,11 @@ def load_config(model: ModelConfig) -> PreTrainedConfig:
 
 def check_dense(model: ModelConfig, config: PreTrainedConfig) -> None:
     """Raise where a model that is to be compressed is no longer dense."""
+    if model.random is None and _is_quantised(find_source(model)):
+        raise LorapError(
+            f"model.path must hold a dense model where method compresses it, got '{model.path}', "
+            f"whose weights are quantised: method=dense scores it"
+        )
     if getattr(config, "stock_class", None) is not None:
         raise LorapError(
             f"model.path must hold a dense model where method compresses it, got '{model.path}', "
@@ -110,6 +118,10 @@ def _stores_head(folder: Path) -> bool:
     else:
         names = stored_tensors(folder) if list(folder.glob("*.safetensors")) else {}
     return any(name.endswith("lm_head.weight") for name in names)
+
+
+def _is_quantised(source: Source) -> bool:
+    return quantisation_in(read_json(source.folder / "config.json"), source.folder) is not None
 
 
 def _is_compressed(raw: dict[str, Any]) -> bool:
@@ -256,7 +268,7 @@ def _read_weights(
     def read() -> Any:
         return AutoModelForCausalLM.from_pretrained(
             _at(source),
-            config=config,
+            config=opening(config, source.folder),
             dtype=dtype,
             trust_remote_code=False,
             output_loading_info=True,
@@ -276,7 +288,7 @@ def _read_weights(
                 f"model.path: config.json of '{source.location}' says that '{target}' is "
                 f"'{origin}' (tie_word_embeddings), but the files hold two different tensors"
             )
-    return dense
+    return as_floats(dense)
 
 
 def _escaped(name: str) -> str:

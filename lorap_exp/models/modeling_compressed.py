@@ -484,18 +484,20 @@ class SplitLinear(nn.Module):
             return torch.cat(outputs, dim=-1).flatten(-2)
         return torch.cat(outputs, dim=-1)
 
+    def side_by_side(self, tensors):
+        """Rows of the fused layer from those of its parts."""
+        split = [t.unflatten(0, (self.groups, -1)) for t in tensors]
+        return torch.cat(split, dim=1).flatten(0, 1)
+
     def join(self):
         """The fused layer again; every part is a linear layer."""
         parts = [getattr(self, name) for name in self.sizes]
-
-        def together(tensors):
-            split = [t.unflatten(0, (self.groups, -1)) for t in tensors]
-            return nn.Parameter(torch.cat(split, dim=1).flatten(0, 1), requires_grad=False)
-
         fused = reshape_linear(parts[0], out_features=sum(part.out_features for part in parts))
-        fused.weight = together([part.weight for part in parts])
+        weight = self.side_by_side([part.weight for part in parts])
+        fused.weight = nn.Parameter(weight, requires_grad=False)
         if fused.bias is not None:
-            fused.bias = together([part.bias for part in parts])
+            bias = self.side_by_side([part.bias for part in parts])
+            fused.bias = nn.Parameter(bias, requires_grad=False)
         return fused
 
 

@@ -7,6 +7,7 @@ from transformers import PreTrainedConfig
 
 from lorap_exp.models.families import blocks_of, meta_model
 from lorap_exp.models.modeling_compressed import Projection
+from lorap_exp.models.quantised import stored_bits
 from lorap_exp.models.stock import stock_base, stock_settings, without_factors
 
 GROUP = 32
@@ -15,8 +16,15 @@ GROUP = 32
 
 def openness(config: PreTrainedConfig) -> str:
     """One line: a stock architecture, or what needs trust_remote_code, and what would change it."""
-    if getattr(config, "stock_class", None) is None:
-        name = (config.architectures or [type(config).__name__])[0]
+    stock = getattr(config, "stock_class", None) is None
+    name = (config.architectures or [type(config).__name__])[0]
+    if (bits := stored_bits(config)) is not None:
+        what = f"stock {name}" if stock else "needs trust_remote_code"
+        return (
+            f"{what}, its matrices integers of {bits} bits: opens in transformers where "
+            f"compressed-tensors is installed"
+        )
+    if stock:
         return (
             f"stock {name}: opens wherever the original architecture does "
             f"(transformers, vLLM, llama.cpp, TensorRT-LLM)"
@@ -40,11 +48,11 @@ def awkward_sizes(config: PreTrainedConfig) -> Counter[int]:
     GGUF keeps such a matrix in 16 bit, and int4 quantisers refuse it.
     """
     base = stock_base(config)
-    usual = set() if base is config else set(_row_lengths(base))
-    return Counter(n for n in _row_lengths(config) if n % GROUP and n not in usual)
+    usual = set() if base is config else set(row_lengths(base))
+    return Counter(n for n in row_lengths(config) if n % GROUP and n not in usual)
 
 
-def _row_lengths(config: PreTrainedConfig) -> list[int]:
+def row_lengths(config: PreTrainedConfig) -> list[int]:
     """Input features of every linear layer of the decoder; those of factors one by one."""
     found = []
     for block in blocks_of(meta_model(config)):

@@ -156,7 +156,23 @@ class Insert:
         return Drop(self.layers[1:]).on(shape).changed(here)
 
 
-EDITS = {kind.__name__: kind for kind in (Factor, Resize, Bias, Branch, Slice, Drop, Merge, Insert)}
+@dataclass(frozen=True)
+class Quantised:
+    """The matrices of a block as integers; shapes and counts stay.
+
+    `to` is int8 (one scale for each row), int4 or gptq (one for each `group_size` inputs).
+    """
+
+    block: int
+    to: str
+    group_size: int
+
+    def on(self, shape: Shape) -> Shape:
+        return shape
+
+
+KINDS = (Factor, Resize, Bias, Branch, Slice, Drop, Merge, Insert, Quantised)
+EDITS = {kind.__name__: kind for kind in KINDS}
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,11 @@ class MatrixShape:
             return self.out_features * self.in_features + added
         return factor_parameters(self.out_features, self.in_features, self.rank, self.form) + added
 
+    @property
+    def row_lengths(self) -> list[int]:
+        """Numbers in a row of what is stored: the inputs, and of factors the rank too."""
+        return [self.in_features] if self.rank is None else [self.in_features, self.rank]
+
 
 def factor_parameters(out_features: int, in_features: int, rank: int, form: str) -> int:
     """Numbers stored for a matrix of a rank in a form."""

@@ -10,10 +10,16 @@ from markupsafe import Markup
 from lorap_exp.reporting.labels import word
 from lorap_exp.reporting.result import Result
 from lorap_exp.reporting.svg import Point, Series, line_chart, mark
+from lorap_exp.reporting.table import SIZE
 
 TIME = "evaluation time, µs/token"
 """Of the perplexity evaluation, as the clock saw it: other load on the machine is inside."""
-AXES = {"ratio": "ratio removed", "params (M)": "parameters, millions", TIME: TIME}
+AXES = {
+    "ratio": "ratio removed",
+    "params (M)": "parameters, millions",
+    SIZE: "weights on disk, MiB",
+    TIME: TIME,
+}
 
 
 def evaluation_time(result: Result) -> dict[str, float]:
@@ -26,7 +32,7 @@ def evaluation_time(result: Result) -> dict[str, float]:
 def score_charts(
     table: pd.DataFrame, perplexities: Sequence[str]
 ) -> tuple[list[Markup], list[Any]]:
-    """A chart for each score and each of ratio, parameters and time; and the legend.
+    """A chart for each score and each of ratio, parameters, bytes and time; and the legend.
 
     The legend is a list of (label, style, path of the mark).
     """

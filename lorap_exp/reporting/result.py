@@ -17,7 +17,8 @@ class Result:
     """One finished job. Counts are parameters, times seconds, memory bytes.
 
     `shapes` are those of the dense blocks; `parameters` holds the dense and the compressed counts
-    by part, both counted from the model; `curves` the losses of each training.
+    by part, both counted from the model; `bytes` those of the weights: dense as the job's dtype has
+    them, compressed as they are on disk; `curves` the losses of each training.
     """
 
     config: dict[str, Any]
@@ -30,6 +31,7 @@ class Result:
     shapes: tuple[BlockShape, ...]
     plan: Plan
     parameters: dict[str, dict[str, int]]
+    bytes: dict[str, int]
     curves: dict[str, Any]
     scores: Scores
     seconds: dict[str, float]

@@ -20,7 +20,11 @@ OF_COMPRESSION = ("method.", "calibration.", "export")
 """Settings without meaning for a dense model."""
 YARDSTICKS = ("evaluation.", "data.", "ratio_of")
 """Settings that change what is measured: rows that differ in them cannot be compared."""
-LEADING = ["model", "method", "ratio", "kept", "params (M)"]
+QUANTISE = "lorap_exp.methods.quantise.Quantise"
+"""A stage that acts at ratio 0 too."""
+SIZE = "MiB"
+"""Of the weights on disk."""
+LEADING = ["model", "method", "ratio", "kept", "params (M)", SIZE]
 """Settings that tell jobs apart stand between method and ratio."""
 
 
@@ -30,6 +34,7 @@ def cells(result: Result) -> dict[str, Any]:
     row = leading_cells(config) | {
         "kept": result.kept,
         "params (M)": result.parameters["compressed"]["total"] / 1e6,
+        SIZE: result.bytes["compressed"] / 2**20,
     }
     if result.plan.is_dense:
         row["method"] = "dense"
@@ -87,7 +92,8 @@ def _varying(configs: Sequence[Mapping[str, str]], by: Sequence[str]) -> set[str
 
 
 def _is_dense(config: Mapping[str, str]) -> bool:
-    return config.get("method.name") == "dense" or config.get("ratio") in ("0", "0.0")
+    none = config.get("method.name") == "dense" or config.get("ratio") in ("0", "0.0")
+    return none and QUANTISE not in config.values()
 
 
 def _prominence(name: str) -> tuple[bool, bool, int, str]:
@@ -185,7 +191,7 @@ def over_seeds(table: pd.DataFrame, settings: Sequence[str]) -> pd.DataFrame:
         if name not in (*LEADING, "status", "seed") and not name.endswith(" ±")
     ]
     grouped = table.groupby(keys, sort=False, dropna=False)
-    rows = grouped[["kept", "params (M)", *scores]].mean()
+    rows = grouped[["kept", "params (M)", SIZE, *scores]].mean()
     for name in scores:
         rows.insert(list(rows.columns).index(name) + 1, f"{name} ±", grouped[name].std())
     rows["seeds"] = grouped["kept"].count()
@@ -194,9 +200,12 @@ def over_seeds(table: pd.DataFrame, settings: Sequence[str]) -> pd.DataFrame:
 
 def leading_cells(config: Mapping[str, Any]) -> dict[str, Any]:
     """What was asked for: model, method, ratio; a dash or NaN where the configuration is wrong."""
-    ratio = config.get("ratio")
+    ratio, method = config.get("ratio"), config.get("method") or {}
+    name = method.get("name", "-")
+    if name == "dense" and method.get("stages"):
+        name = " + ".join([name, *method["stages"]])
     return {
         "model": (config.get("model") or {}).get("name", "-"),
-        "method": (config.get("method") or {}).get("name", "-"),
+        "method": name,
         "ratio": float(ratio) if isinstance(ratio, int | float) else math.nan,
     }

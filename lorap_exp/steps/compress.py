@@ -4,8 +4,8 @@ Neighbouring steps of a method that rewrite blocks form a group and share one wa
 needs the whole model is a group of its own. What each group did lies in the job's folder.
 """
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,12 +33,14 @@ from lorap_exp.models.checkpoint import (
     save,
 )
 from lorap_exp.models.families import meta_model
+from lorap_exp.models.headers import weight_bytes
 from lorap_exp.models.layout import settings_of
 from lorap_exp.models.loading import load_model
+from lorap_exp.models.quantised import Packed, known_scales, pack
 from lorap_exp.models.source import Source
 from lorap_exp.models.stock import stock_base
 from lorap_exp.models.streaming import StreamedSource
-from lorap_exp.planning.edits import Edit, Plan
+from lorap_exp.planning.edits import Edit, Plan, Quantised
 from lorap_exp.reporting.selection import plot_selection
 from lorap_exp.reporting.spectra import plot_spectra
 from lorap_exp.steps.prepare import Inputs
@@ -55,15 +57,17 @@ APART = 0.02
 
 @dataclass(frozen=True)
 class Compression:
-    """What is known of a saved model: parameters by part, seconds and peak bytes.
+    """What is known of a saved model: parameters by part, bytes, seconds and peak bytes.
 
-    `plan` is the plan as carried out; `curves` the losses of each training, by its name.
+    `bytes` are those of the weights, dense ones counted and compressed ones on disk. `plan` is the
+    plan as carried out; `curves` the losses of each training, by its name.
     """
 
     plan: Plan
     parameters: dict[str, dict[str, int]]
     seconds: dict[str, float]
     peak_memory: dict[str, int]
+    bytes: dict[str, int]
     curves: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -130,7 +134,8 @@ class Work:
         self._source: Source | None = None
         self._saved: Path | None = None
         counts = {"dense": count_parameters(meta_model(inputs.model_config))}
-        self.done = Compression(Plan(inputs.budget.ratio), counts, {}, {})
+        size = counts["dense"]["total"] * getattr(torch, cfg.dtype).itemsize
+        self.done = Compression(Plan(inputs.budget.ratio), counts, {}, {}, {"dense": size})
 
     def resume(self, last: int) -> int:
         """The number of the first group that is still to do."""
@@ -235,13 +240,8 @@ class Work:
         return None if self.done.plan.edits else sharing(self._cfg, self._inputs)
 
     def _advance(self, carried: Any, curves: dict[str, Any]) -> None:
-        self.done = Compression(
-            self.done.plan + carried,
-            self.done.parameters,
-            self.done.seconds,
-            self.done.peak_memory,
-            self.done.curves | curves,
-        )
+        found = self.done.curves | curves
+        self.done = replace(self.done, plan=self.done.plan + carried, curves=found)
 
     def _folder(self, number: int, *, final: bool) -> Path:
         return self._job.model_folder if final else self._job.folder / f"group_{number}"
@@ -257,12 +257,14 @@ class Work:
             streamed = source if isinstance(source, StreamedSource) else None
             if streamed is not None:
                 streamed.take_forms()
+            scales = known_scales(source.model)
             settings = settings_of(self.done.plan, inputs.model_config)
             model = as_compressed(source.model, settings, inputs.model_config)
             if final:
                 model = export(model, stock_base(inputs.model_config), cfg.export)
             if streamed is None:
-                save(model, inputs.tokenizer, folder)
+                packed = self._pack(model, scales) if final else None
+                save(model, inputs.tokenizer, folder, packed=packed)
                 check_reload(model, folder, check_batch(inputs))
             else:
                 fill = partial(streamed.fill, final=model, form=cfg.export)
@@ -273,11 +275,18 @@ class Work:
             self._job.record(folder)
         kept = final and streamed is None
         self._source, self._saved = Source(model) if kept else None, folder
-        self._note(number, count_parameters(model))
+        self._note(number, count_parameters(model), weight_bytes(folder))
         self._job.discard("training", "blocks")
         if final:
             self._job.discard(*(f"group_{before}" for before in range(number)))
             self._say_size()
+
+    def _pack(self, model: PreTrainedModel, scales: Mapping[str, Tensor]) -> Packed | None:
+        """The model's integers, where the plan asks for them; its weights become theirs."""
+        asked = [edit for edit in self.done.plan.edits if isinstance(edit, Quantised)]
+        if not asked:
+            return None
+        return pack(model, asked[0].to, asked[0].group_size, scales)
 
     def _say_size(self) -> None:
         """A ratio counts over what the stages may change, which may be less than the decoder."""
@@ -289,14 +298,14 @@ class Work:
                 f"what the stages may change"
             )
 
-    def _note(self, number: int, parameters: dict[str, int]) -> None:
+    def _note(self, number: int, parameters: dict[str, int], size: int) -> None:
         """Write down what was done up to a group."""
-        self.done = Compression(
-            self.done.plan,
-            self.done.parameters | {"compressed": parameters},
-            self.done.seconds | self._meter.seconds,
-            self.done.peak_memory | self._meter.peak_memory,
-            self.done.curves,
+        self.done = replace(
+            self.done,
+            parameters=self.done.parameters | {"compressed": parameters},
+            bytes=self.done.bytes | {"compressed": size},
+            seconds=self.done.seconds | self._meter.seconds,
+            peak_memory=self.done.peak_memory | self._meter.peak_memory,
         )
         self._job.write("plan.json", self.done.plan.to_dict())
         self._job.write(f"group_{number}.json", self.done.to_dict())

@@ -24,7 +24,7 @@ from lorap_exp.models.layout import dense_shape
 from lorap_exp.models.loading import check_dense, digest_model, load_config, load_tokenizer
 from lorap_exp.models.origin import local_folder
 from lorap_exp.models.tokenizers import check_ids, check_length, check_tokenizer
-from lorap_exp.planning.edits import Plan
+from lorap_exp.planning.edits import Plan, Quantised
 from lorap_exp.planning.knapsack import Knapsack
 from lorap_exp.planning.rounding import Rounding
 from lorap_exp.planning.rules import LayerShares, Proportions, Rule, Uniform
@@ -81,6 +81,7 @@ def prepare(cfg: Config, job: Job, device: torch.device) -> Inputs:
         step.check(model_config)
     dense, budget = dense_shape(model_config), budget_of(cfg, model_config)
     plan = plan_stack(stack, dense, budget)
+    check_export(cfg, plan)
     tokenizer = load_tokenizer(cfg.model)
     check_lengths(cfg, stack, model_config)
     asked = (cfg.evaluation.zero_shot, cfg.evaluation.generation)
@@ -90,6 +91,7 @@ def prepare(cfg: Config, job: Job, device: torch.device) -> Inputs:
     suite = prepare_suite(cfg.evaluation, data, tokenizer, job.folder / "tasks", bos)
     needed = not plan.is_dense or cfg.analysis is not None
     calibration = calibration_ids(cfg, data, tokenizer, bos) if needed else None
+    stack = stack.at(cfg.ratio)
     texts = Texts(tokenizer, data, bos)
     read = {} if plan.is_dense else {name: step.read(texts) for name, step in stack.steps}
     trained = {f"method.stages.{name}": trained_ids(found) for name, found in read.items()}
@@ -151,6 +153,16 @@ def trained_ids(read: Any) -> Tensor | None:
     if read is None or isinstance(read, Tensor):
         return read
     return torch.cat([ids for ids, _ in read])
+
+
+def check_export(cfg: Config, plan: Plan) -> None:
+    """Raise where factors would be multiplied out that are stored as integers."""
+    if cfg.export != "factored" and any(isinstance(edit, Quantised) for edit in plan.edits):
+        raise LorapError(
+            f"export must be factored where a stage stores integers, got "
+            f"{cfg.export}; `export FOLDER --to dense`, and then `--to int4`, rounds the product "
+            f"of factors"
+        )
 
 
 def check_lengths(cfg: Config, stack: Stack, model_config: PreTrainedConfig) -> None:

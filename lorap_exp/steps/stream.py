@@ -8,8 +8,9 @@ import torch
 from lorap_exp.config import Config
 from lorap_exp.errors import LorapError
 from lorap_exp.models.checkpoint import load_config
-from lorap_exp.models.headers import weight_bytes
+from lorap_exp.models.headers import read_json, weight_bytes
 from lorap_exp.models.origin import with_weights
+from lorap_exp.models.quantised import quantisation_in
 from lorap_exp.models.streaming import StreamedSource
 from lorap_exp.steps.prepare import Inputs
 
@@ -24,6 +25,10 @@ def streams(cfg: Config, inputs: Inputs) -> bool:
         LorapError: it was asked for and cannot be.
     """
     if cfg.stream is False:
+        return False
+    if cfg.model.random is None and quantised(cfg):
+        if cfg.stream is True:
+            raise LorapError("stream must be false for a model with quantised weights, got true")
         return False
     if cfg.stream == "auto" and (cfg.model.random is not None or not too_large(cfg)):
         return False
@@ -40,6 +45,12 @@ def streams(cfg: Config, inputs: Inputs) -> bool:
             "models that are in memory"
         )
     return True
+
+
+def quantised(cfg: Config) -> bool:
+    """The model's files hold integers."""
+    folder = with_weights(cfg.model).folder
+    return quantisation_in(read_json(folder / "config.json"), folder) is not None
 
 
 def too_large(cfg: Config) -> bool:

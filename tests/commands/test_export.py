@@ -114,22 +114,33 @@ def test_a_failing_converter_is_quoted(
         convert(folder.parent / "model-stock", "gguf", None)
 
 
-def test_int8_needs_torchao(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torchao.quantization", None)
-    with pytest.raises(LorapError, match="needs the extra quantise: pip install torchao"):
+def test_integers_need_the_extra(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lorap_exp.models.quantised.EXTRA", "no_such_package")
+    with pytest.raises(LorapError, match=r"--to int8 needs the extra quantise: pip install 'lorap"):
         convert(folder, "int8", None)
+
+
+def test_rows_that_four_bits_cannot_take_are_named(folder: Path) -> None:
+    pytest.importorskip("compressed_tensors", reason="the extra quantise is not there")
+    with pytest.raises(LorapError, match=r"--to int4 needs rows .* got 14, 22, 123: round_to=32"):
+        convert(folder, "int4", None)
 
 
 def test_int8_opens_again(folder: Path) -> None:
     """Factors are quantised too; the written folder was read back and compared."""
-    pytest.importorskip("torchao", reason="the extra quantise is not there")
+    pytest.importorskip("compressed_tensors", reason="the extra quantise is not there")
     said = convert(folder, "int8", None)
     found = re.search(r"([\d.]+) MiB of ([\d.]+), perplexity .* ([\d.]+) -> ([\d.]+);", said)
     assert found is not None
     small, large, before, after = map(float, found.groups())
     assert small < large and abs(after / before - 1) < 0.05
-    written = json.loads((folder.parent / "model-int8" / "config.json").read_text())
-    assert written["quantization_config"]["quant_method"] == "torchao"
+    output = folder.parent / "model-int8"
+    written = json.loads((output / "config.json").read_text())
+    assert written["quantization_config"]["quant_method"] == "compressed-tensors"
+    card, records = (output / "README.md").read_text(), output / "plan.json"
+    assert "integers of 8 bits" in card and "pip install compressed-tensors" in card
+    assert "Measured before the weights were rounded." in card and records.is_file()
+    assert "compressed-tensors" not in (folder / "README.md").read_text()
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from lorap_exp.planning.edits import (
     Insert,
     Merge,
     Plan,
+    Quantised,
     Resize,
     Slice,
 )
@@ -41,6 +42,7 @@ EVERY: list[tuple[Edit, int]] = [
     (Insert(1, 4, "swiglu", residual=True), 3 * LAYER - 3 * 64 * 176),
     (Insert(1, 4, "linear"), 3 * LAYER - 64**2),
     (Slice(48), 6 * (LAYER // 4 - 2 * 48**2)),
+    (Quantised(1, "gptq", 32), 0),
 ]
 """Every kind of edit, and how many parameters it takes off."""
 

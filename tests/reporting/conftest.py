@@ -76,6 +76,7 @@ def make_result(
             "dense": {"decoder": DENSE, "total": DENSE},
             "compressed": {"decoder": kept, "total": kept},
         },
+        bytes={"dense": 2 * DENSE, "compressed": 2 * kept},
         curves={},
         scores=Scores(
             (

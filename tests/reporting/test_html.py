@@ -85,7 +85,7 @@ def test_a_failed_job_says_why_and_stays_text(sweep: Path) -> None:
 
 def test_one_mark_for_each_row_in_each_chart(sweep: Path) -> None:
     _, reader = page(sweep)
-    charts, finished, settings = 2 * 3, 6, 4
+    charts, finished, settings = 2 * 4, 6, 4
     assert reader.count("path", "point") == charts * finished + settings + 2 + 1
     assert reader.count("td", "best") == 8
 
