@@ -333,12 +333,67 @@ class AnalysisConfig(Section):
     ]
 
 
+class TargetConfig(Section):
+    """What the compressed model must be; the ratio is then found. At most one is set.
+
+    Attributes:
+        bytes: of the saved model's tensors, in the job's dtype, at most.
+        perplexity: on the held-out windows of the calibration text (see `choose`), at most.
+    """
+
+    bytes: Annotated[int, Field(ge=1)] | None
+    perplexity: Annotated[float, Field(gt=1)] | None
+
+    @model_validator(mode="after")
+    def _one_goal(self) -> "TargetConfig":
+        if self.bytes is not None and self.perplexity is not None:
+            raise ValueError(
+                f"bytes and perplexity must not both be set, got {self.bytes} and {self.perplexity}"
+            )
+        return self
+
+    @property
+    def name(self) -> str | None:
+        """Dotted name of what is set."""
+        given = {"target.bytes": self.bytes, "target.perplexity": self.perplexity}
+        return next((name for name, value in given.items() if value is not None), None)
+
+
+class ChooseConfig(Section):
+    """How a method or a ratio is chosen where `method` is auto or a target is set.
+
+    Attributes:
+        candidates: methods of `conf/method` that are tried in this order; [] unless method is auto.
+        methods: settings of each candidate, taken from its file.
+        samples: calibration windows of a trial; null for all of the job's.
+        held_out: further windows of the calibration text on which damage is measured.
+        seconds: nothing further is tried once trials took as many; null for no limit.
+    """
+
+    candidates: Annotated[tuple[str, ...], AfterValidator(each_once)]
+    methods: dict[str, MethodConfig | None]
+    samples: Annotated[int, Field(ge=1)] | None
+    held_out: Annotated[int, Field(ge=1)]
+    seconds: Annotated[float, Field(ge=0)] | None
+
+    @model_validator(mode="after")
+    def _methods_that_compress(self) -> "ChooseConfig":
+        for name in self.candidates:
+            method = self.methods.get(name)
+            if method is None or not any(method.stages.values()):
+                raise ValueError(
+                    f"candidates must be options of method that compress (`--help` lists them; "
+                    f"neither auto nor dense), got {name!r}"
+                )
+        return self
+
+
 class Config(Section):
     """One experiment.
 
     Attributes:
         name: folder of the sweep under `output_root`; the same command goes on where it stopped.
-        ratio: share of the weights that goes, in [0, 1).
+        ratio: share of the weights that goes, in [0, 1); null where a target is set.
         ratio_of: weights of attention and MLP, as the papers count, or all parameters.
         seed: of calibration windows and random models.
         device: auto, cpu, cuda or cuda:N.
@@ -351,7 +406,9 @@ class Config(Section):
     """
 
     name: Annotated[Name, BOOKKEEPING]
-    ratio: Annotated[float, AfterValidator(_ratio)]
+    ratio: Annotated[float, AfterValidator(_ratio)] | None
+    target: TargetConfig
+    choose: ChooseConfig
     ratio_of: Literal["decoder", "model"]
     seed: Seed
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$"), BOOKKEEPING]
@@ -369,6 +426,58 @@ class Config(Section):
     evaluation: EvaluationConfig
     data: DataConfig
     logging: Annotated[LoggingConfig, BOOKKEEPING]
+
+    @model_validator(mode="after")
+    def _a_method_and_a_ratio(self) -> "Config":
+        """Each is given, or is to be found."""
+        goal, candidates = self.target.name, list(self.choose.candidates)
+        if goal is not None and self.ratio is not None:
+            raise ValueError(f"ratio must be null where {goal} is set, got {self.ratio}")
+        if goal is None and self.ratio is None:
+            raise ValueError("ratio must lie in [0, 1) where no target is set, got null")
+        if goal is not None and not candidates and not any(self.method.stages.values()):
+            raise ValueError(
+                f"{goal} must be null for a method without stages, got method {self.method.name}"
+            )
+        if candidates and any(self.method.stages.values()):
+            raise ValueError(
+                f"choose.candidates must be [] unless method is auto, got {candidates} and "
+                f"{self.method.name}"
+            )
+        if candidates and self.ratio == 0:
+            raise ValueError("ratio must be above 0 where method is auto, got 0")
+        samples = self.choose.samples
+        if samples is not None and samples > self.calibration.samples:
+            raise ValueError(
+                f"choose.samples must be at most calibration.samples "
+                f"({self.calibration.samples}), got {samples}"
+            )
+        return self
+
+    @property
+    def chooses(self) -> bool:
+        """The method or the ratio is to be found."""
+        return bool(self.choose.candidates) or self.target.name is not None
+
+    @property
+    def candidates(self) -> dict[str, MethodConfig]:
+        """The methods that may run, in their order, by name."""
+        found = {name: self.choose.methods[name] for name in self.choose.candidates}
+        return {n: m for n, m in found.items() if m is not None} or {self.method.name: self.method}
+
+    def chosen(self, method: MethodConfig, ratio: float, samples: int | None = None) -> "Config":
+        """The same experiment with a method and a ratio, on so many calibration windows."""
+        count = self.calibration.samples if samples is None else samples
+        none: dict[str, Any] = {"candidates": (), "methods": {}, "samples": None}
+        return self.model_copy(
+            update={
+                "method": method,
+                "ratio": ratio,
+                "target": TargetConfig(bytes=None, perplexity=None),
+                "choose": self.choose.model_copy(update=none),
+                "calibration": self.calibration.model_copy(update={"samples": count}),
+            }
+        )
 
     def dump(self) -> dict[str, Any]:
         """Plain values, as written to disk."""

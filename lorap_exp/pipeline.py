@@ -1,8 +1,8 @@
 """The experiment. Read this file first.
 
-`run` checks every input, plans, calibrates and compresses block by block, saves, evaluates and
-reports. Each step leaves its result in the job's folder, so the same command goes on where it
-was cut.
+`run` checks every input, chooses a method or a size where that was left open, plans, calibrates and
+compresses block by block, saves, evaluates and reports. Each step leaves its result in the job's
+folder, so the same command goes on where it was cut.
 """
 
 from dataclasses import replace
@@ -13,11 +13,13 @@ from lorap_exp.calibration.sampling import digest
 from lorap_exp.config import Config
 from lorap_exp.evaluation.scores import Scores
 from lorap_exp.models.origin import describe_source
+from lorap_exp.reporting.choice import Choice
 from lorap_exp.reporting.result import Result, read_result
 from lorap_exp.reporting.tracking import track
+from lorap_exp.steps.choose import choose
 from lorap_exp.steps.compress import Compression, analyse, compress
 from lorap_exp.steps.describe import describe_model
-from lorap_exp.steps.prepare import Inputs, outdated, prepare
+from lorap_exp.steps.prepare import Inputs, open_basis, outdated, prepare
 from lorap_exp.steps.score import compare_answers, score
 from lorap_exp.steps.stream import streams
 from lorap_exp.workspace.device import claim_device
@@ -27,7 +29,7 @@ from lorap_exp.workspace.versions import commit, versions
 
 
 def run(cfg: Config, folder: Path, wait: bool = False, command: str = "") -> Result:
-    """One experiment: check, plan, calibrate and compress block by block, evaluate, report.
+    """One experiment: check, choose, plan, calibrate and compress block by block, evaluate, report.
 
     A folder in which another process works is refused with `Busy`, or waited for. `command` is
     what was typed for it, for the record.
@@ -38,9 +40,11 @@ def run(cfg: Config, folder: Path, wait: bool = False, command: str = "") -> Res
             say(f"{folder}: finished before, skipped")
             job.settle(cfg.keep_model)
             return finished
-        say(f"{folder}: {cfg.method.name} at ratio {cfg.ratio} on {cfg.model.name}")
         with claim_device(cfg.device) as device:
-            inputs = prepare(cfg, job, device)
+            basis = open_basis(cfg, job, device)
+            asked, (cfg, choice) = cfg, choose(cfg, basis, job)
+            say(f"{folder}: {cfg.method.name} at ratio {cfg.ratio} on {cfg.model.name}")
+            inputs = prepare(cfg, basis, job)
             inputs = replace(inputs, streamed=streams(cfg, inputs))
             meter = Meter(device)
             with track(cfg, folder) as tracker:
@@ -49,7 +53,7 @@ def run(cfg: Config, folder: Path, wait: bool = False, command: str = "") -> Res
                 scores = score(cfg, inputs, job, meter, source)
                 del source
                 scores = replace(scores, stability=compare_answers(cfg, inputs, job, meter))
-                result = summarise(cfg, inputs, compression, scores, meter)
+                result = summarise(asked, inputs, compression, scores, meter, choice)
                 if cfg.keep_model:
                     describe_model(cfg, result, job)
                 job.finish(result.to_dict(), cfg.keep_model)
@@ -58,7 +62,12 @@ def run(cfg: Config, folder: Path, wait: bool = False, command: str = "") -> Res
 
 
 def summarise(
-    cfg: Config, inputs: Inputs, compression: Compression, scores: Scores, meter: Meter
+    cfg: Config,
+    inputs: Inputs,
+    compression: Compression,
+    scores: Scores,
+    meter: Meter,
+    choice: Choice | None,
 ) -> Result:
     """Everything that is reported of a job."""
     calibration: dict[str, Any] = {}
@@ -81,4 +90,5 @@ def summarise(
         scores=scores,
         seconds=compression.seconds | meter.seconds | scores.seconds(),
         peak_memory=compression.peak_memory | meter.peak_memory,
+        choice=choice,
     )

@@ -5,7 +5,9 @@ The order of draws follows LoRAP's public code (arXiv 2404.09695).
 
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -20,6 +22,8 @@ from lorap_exp.errors import LorapError
 
 SPECIAL = 2
 """Tokens that a tokenizer may put around a document."""
+TRIES = 100
+"""Draws for each window that must lie apart from others."""
 
 
 def read_documents(calibration: CalibrationConfig, data: DataSource) -> list[str]:
@@ -96,47 +100,117 @@ def sample_windows(
 ) -> Tensor:
     """Token ids (samples, length); with `bos`, each window begins with it.
 
-    Documents are tokenised as they are drawn, so a large corpus costs only what is used.
-
     Raises:
         LorapError: the documents longer than the window hold fewer tokens than asked for.
     """
-    generator = random.Random(seed)
-    tokens: dict[int, list[int]] = {}
-    usable = [i for i, text in enumerate(documents) if len(text) > length // 2]
-    available = 0
-    windows: list[list[int]] = []
-    special, begin = bos is None, [] if bos is None else [bos]
-    length -= len(begin)
-    most = sum(len(documents[i].encode()) + SPECIAL for i in usable)  # a token has a byte or more
-    drawn = samples if samples * length <= most else 0  # else what there is is counted, and refused
-    while len(windows) < drawn and usable:
-        index = generator.choice(usable)
-        if index not in tokens:
-            tokens[index] = tokenizer(documents[index], verbose=False, add_special_tokens=special)[
-                "input_ids"
-            ]
-            if len(tokens[index]) <= length:
-                usable.remove(index)
-                continue
-            available += len(tokens[index])
-        start = generator.randrange(len(tokens[index]) - length)
-        windows.append(begin + tokens[index][start : start + length])
-    if available < samples * length:
-        for index in usable:
-            if index not in tokens:
-                found = len(
-                    tokenizer(documents[index], verbose=False, add_special_tokens=special)[
-                        "input_ids"
-                    ]
-                )
-                available += found if found > length else 0
-    if available < samples * length:
+    draws = Draws(documents, tokenizer, length=length, seed=seed, bos=bos)
+    most = sum(len(documents[i].encode()) + SPECIAL for i in draws.usable)  # a token has a byte
+    within = samples * draws.length <= most  # else what there is is counted, and refused
+    windows = [window.ids for window in islice(draws, samples if within else 0)]
+    if draws.found < samples * draws.length and draws.count() < samples * draws.length:
         raise LorapError(
-            f"{setting} must be at most the {available} tokens of "
-            f"the documents longer than {length} tokens, got {samples} x {length}"
+            f"{setting} must be at most the {draws.found} tokens of "
+            f"the documents longer than {draws.length} tokens, got {samples} x {draws.length}"
         )
     return torch.tensor(windows, dtype=torch.long)
+
+
+def further_windows(
+    documents: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    samples: int,
+    held: int,
+    length: int,
+    seed: int,
+    bos: int | None,
+    setting: str,
+) -> Tensor:
+    """`held` windows drawn after the first `samples`; none shares a token with those or another.
+
+    Raises:
+        LorapError: the documents have no room for them.
+    """
+    draws = Draws(documents, tokenizer, length=length, seed=seed, bos=bos)
+    taken = [(window.document, window.start) for window in islice(draws, samples)]
+    found: list[list[int]] = []
+    for window in islice(draws, TRIES * held):
+        if all(
+            document != window.document or abs(start - window.start) >= draws.length
+            for document, start in taken
+        ):
+            found.append(window.ids)
+            taken.append((window.document, window.start))
+        if len(found) == held:
+            return torch.tensor(found, dtype=torch.long)
+    raise LorapError(
+        f"{setting} must be at most {len(found)}, the windows that the calibration text holds "
+        f"beside the {samples} x {length} tokens of the calibration, got {held}"
+    )
+
+
+@dataclass(frozen=True)
+class Window:
+    """A window of a document from its token `start` on; `ids` may begin with the bos."""
+
+    document: int
+    start: int
+    ids: list[int]
+
+
+class Draws:
+    """Random windows without end: a random document longer than the window, a random place in it.
+
+    Documents are tokenised as they are drawn, so a large corpus costs only what is used.
+
+    Attributes:
+        length: tokens of a document in a window.
+        usable: numbers of the documents that may be long enough.
+        found: tokens of the usable documents that were tokenised.
+    """
+
+    def __init__(
+        self,
+        documents: Sequence[str],
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        length: int,
+        seed: int,
+        bos: int | None,
+    ) -> None:
+        self._documents, self._tokenizer, self._bos = documents, tokenizer, bos
+        self._generator = random.Random(seed)
+        self._tokens: dict[int, list[int]] = {}
+        self.usable = [i for i, text in enumerate(documents) if len(text) > length // 2]
+        self.length = length - (bos is not None)
+        self.found = 0
+
+    def __iter__(self) -> Iterator[Window]:
+        while self.usable:
+            index = self._generator.choice(self.usable)
+            if index not in self._tokens and not self._tokenise(index):
+                self.usable.remove(index)
+                continue
+            ids = self._tokens[index]
+            start = self._generator.randrange(len(ids) - self.length)
+            begin = [] if self._bos is None else [self._bos]
+            yield Window(index, start, begin + ids[start : start + self.length])
+
+    def count(self) -> int:
+        """Tokens of all usable documents."""
+        for index in self.usable:
+            if index not in self._tokens:
+                self._tokenise(index)
+        return self.found
+
+    def _tokenise(self, index: int) -> bool:
+        """Whether the document is longer than the window."""
+        special = self._bos is None
+        encoded = self._tokenizer(self._documents[index], verbose=False, add_special_tokens=special)
+        self._tokens[index] = encoded["input_ids"]
+        long = len(self._tokens[index]) > self.length
+        self.found += len(self._tokens[index]) if long else 0
+        return long
 
 
 def packed_windows(

@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from lorap_exp.commands import subcommands
 from lorap_exp.commands.catalogue import ORDER, catalogue, conf_folder
 from lorap_exp.commands.failures import sentence
+from lorap_exp.commands.methods import methods, ratio_unless
 from lorap_exp.commands.overrides import check_sweeps, prepared
 from lorap_exp.commands.sweep import close_sweep
 from lorap_exp.config import Config, validate
@@ -63,6 +64,8 @@ def fast_dtype(device: Any) -> str:
 
 
 OmegaConf.register_new_resolver("fast_dtype", fast_dtype, replace=True)
+OmegaConf.register_new_resolver("ratio_unless", ratio_unless, replace=True)
+OmegaConf.register_new_resolver("methods", methods, replace=True)
 DRY_RUN = "LORAP_DRY_RUN"
 """Set in the environment of this process for `--dry-run`."""
 failed: list[Path] = []
@@ -140,12 +143,14 @@ def command_of(overrides: Sequence[str]) -> str:
 
 def preview(raw: Any, folder: Path) -> None:
     """`--dry-run`: one line about a job, without running it or leaving anything."""
+    from lorap_exp.steps.choose import intention
     from lorap_exp.workspace.state import describe_state, find_twin
 
     try:
         config = validate(raw)
         twin = find_twin(folder, config)
         state = describe_state(twin or folder, config) + (f" as {twin.name}" if twin else "")
+        state += intention(config) if state != "done" else ""
     except LorapError as error:
         state = f"wrong: {error}"
     print(f"{folder}: {state}")

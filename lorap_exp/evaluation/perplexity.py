@@ -94,6 +94,19 @@ def mean_nll(
     return total / (chunks.numel() - len(chunks))
 
 
+def nll_of(
+    source: Source,
+    chunks: Tensor,
+    batch_size: int,
+    place: Place,
+    progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+) -> float:
+    """`mean_nll` of a model in memory, `streamed_nll` of one whose blocks come from disk."""
+    if source.streamed:
+        return streamed_nll(source, chunks, batch_size, place, progress)
+    return mean_nll(source.model, chunks, batch_size, progress)
+
+
 @torch.inference_mode()
 def streamed_nll(
     source: Source,
@@ -150,10 +163,7 @@ def evaluate_perplexity(
 ) -> Perplexity:
     """Perplexity of a model on the chunks of a text."""
     start = time.perf_counter()
-    if source.streamed:
-        nll = streamed_nll(source, chunks, batch_size, place, progress)
-    else:
-        nll = mean_nll(source.model, chunks, batch_size, progress)
+    nll = nll_of(source, chunks, batch_size, place, progress)
     return Perplexity(
         text=text.name,
         label=text.label,

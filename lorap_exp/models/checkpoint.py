@@ -160,14 +160,20 @@ def export(model: PreTrainedModel, dense: PreTrainedConfig, form: str) -> PreTra
         for path, projection in projections(model).items():
             place(model, path, multiply_out(projection))
         model.config.compressed_modules = without_factors(model.config).compressed_modules
-    found = stock_settings(model.config)
+    stock = stock_form(model.config, dense)
+    return model if stock is None else _rebuild(model, causal_class(stock), stock)
+
+
+def stock_form(config: PreTrainedConfig, dense: PreTrainedConfig) -> PreTrainedConfig | None:
+    """The stock configuration that describes a compressed model; None where none does."""
+    found = stock_settings(config)
     if isinstance(found, str):
-        return model
-    changed = {k: v for k, v in fields_of(model.config).items() if k not in OWN}
+        return None
+    changed = {k: v for k, v in fields_of(config).items() if k not in OWN}
     stock = type(dense)(**changed | found)
-    if model.config.original_layers:
-        stock.original_layers = model.config.original_layers
-    return _rebuild(model, causal_class(stock), stock)
+    if config.original_layers:
+        stock.original_layers = config.original_layers
+    return stock
 
 
 @torch.no_grad()

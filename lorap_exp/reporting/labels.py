@@ -13,7 +13,9 @@ def word(setting: str) -> str:
 
 def job_labels(jobs: Sequence[JobRecord]) -> dict[str, str]:
     """Job name -> what tells the job apart; the whole name where that is not enough."""
-    heads = [leading_cells(job.config) for job in jobs]
+    results = [job.result for job in jobs]
+    choices = [None if result is None else result.choice for result in results]
+    heads = [leading_cells(j.config, choice) for j, choice in zip(jobs, choices, strict=True)]
     columns = {"model": [head["model"] for head in heads]}
     columns["method"] = [head["method"] for head in heads]
     columns["ratio"] = [f"{head['ratio']:g}" for head in heads]

@@ -9,6 +9,7 @@ from lorap_exp.errors import LorapError
 from lorap_exp.evaluation.scores import Scores
 from lorap_exp.planning.edits import Plan
 from lorap_exp.planning.shapes import BlockShape, Shape
+from lorap_exp.reporting.choice import Choice
 from lorap_exp.workspace.sealing import SEAL, unseal
 
 
@@ -18,7 +19,8 @@ class Result:
 
     `shapes` are those of the dense blocks; `parameters` holds the dense and the compressed counts
     by part, both counted from the model; `bytes` those of the weights: dense as the job's dtype has
-    them, compressed as they are on disk; `curves` the losses of each training.
+    them, compressed as they are on disk; `curves` the losses of each training; `choice` what was
+    chosen where `config` left the method or the ratio open.
     """
 
     config: dict[str, Any]
@@ -36,6 +38,7 @@ class Result:
     scores: Scores
     seconds: dict[str, float]
     peak_memory: dict[str, int]
+    choice: Choice | None = None
 
     @property
     def planned(self) -> Shape:
@@ -59,6 +62,7 @@ class Result:
         fields = {key: value for key, value in raw.items() if key not in ("kept", "means", SEAL)}
         fields["shapes"] = tuple(BlockShape.from_dict(shape) for shape in raw["shapes"])
         fields["plan"] = Plan.from_dict(raw["plan"])
+        fields["choice"] = Choice.from_dict(raw["choice"]) if raw.get("choice") else None
         fields["scores"] = Scores.from_dict(raw["scores"])
         return Result(**fields)
 

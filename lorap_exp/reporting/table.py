@@ -9,6 +9,7 @@ import pandas as pd
 from lorap_exp.config import bookkeeping
 from lorap_exp.data.tasks import TASKS, column
 from lorap_exp.evaluation.efficiency import Efficiency
+from lorap_exp.reporting.choice import Choice
 from lorap_exp.reporting.result import Result
 
 TASK_COLUMNS = {name: task.column for name, task in TASKS.items()}
@@ -31,7 +32,7 @@ LEADING = ["model", "method", "ratio", "kept", "params (M)", SIZE]
 def cells(result: Result) -> dict[str, Any]:
     """The row of a result by column; accuracies in percent, standard errors beside the means."""
     config = result.config
-    row = leading_cells(config) | {
+    row = leading_cells(config, result.choice) | {
         "kept": result.kept,
         "params (M)": result.parameters["compressed"]["total"] / 1e6,
         SIZE: result.bytes["compressed"] / 2**20,
@@ -198,12 +199,15 @@ def over_seeds(table: pd.DataFrame, settings: Sequence[str]) -> pd.DataFrame:
     return rows.reset_index()
 
 
-def leading_cells(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What was asked for: model, method, ratio; a dash or NaN where the configuration is wrong."""
+def leading_cells(config: Mapping[str, Any], choice: Choice | None = None) -> dict[str, Any]:
+    """Model, method and ratio: what was asked for, or chosen where that was left open; a dash or
+    NaN where the configuration is wrong."""
     ratio, method = config.get("ratio"), config.get("method") or {}
     name = method.get("name", "-")
     if name == "dense" and method.get("stages"):
         name = " + ".join([name, *method["stages"]])
+    if choice is not None:
+        ratio, name = choice.ratio, choice.label
     return {
         "model": (config.get("model") or {}).get("name", "-"),
         "method": name,

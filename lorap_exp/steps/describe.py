@@ -27,7 +27,8 @@ def describe_model(cfg: Config, result: Result, job: Job) -> None:
     config = load_config(folder)
     plain = shareable(result.to_dict())
     plan = result.plan.to_dict()
-    settings = {key: plain["config"][key] for key in ("ratio", "method", "calibration", "dtype")}
+    settings = {"ratio": cfg.ratio, "method": cfg.method.model_dump(mode="json")}
+    settings |= {key: plain["config"][key] for key in ("calibration", "dtype")}
     origin = Origin(
         base_model=_name(cfg),
         licence=None,

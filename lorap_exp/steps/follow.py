@@ -11,7 +11,7 @@ from lorap_exp.config import Config
 from lorap_exp.models.checkpoint import load
 from lorap_exp.planning.edits import Plan
 from lorap_exp.steps.compress import load_dense, whole_part
-from lorap_exp.steps.prepare import Inputs, prepare
+from lorap_exp.steps.prepare import Inputs, open_basis, prepare
 from lorap_exp.workspace.job import Job
 from lorap_exp.workspace.progress import Meter
 from lorap_exp.workspace.team import Team
@@ -27,7 +27,8 @@ def follow(cfg: Config, folder: Path, team: Team) -> None:
         number = int(word.removeprefix("group "))
         device = team.device or torch.device("cpu")
         with tempfile.TemporaryDirectory() as own:
-            inputs = prepare(cfg, Job(Path(own)), device)
+            scratch = Job(Path(own))
+            inputs = prepare(cfg, open_basis(cfg, scratch, device), scratch)
         name, step = inputs.stack.groups()[number][0]
         before = folder / f"group_{number - 1}"
         reload = partial(incoming, cfg, inputs, before)

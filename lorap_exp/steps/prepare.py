@@ -8,9 +8,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from lorap_exp.calibration.sampling import digest, read_documents, sample_windows
+from lorap_exp.calibration.sampling import (
+    digest,
+    further_windows,
+    read_documents,
+    sample_windows,
+)
 from lorap_exp.calibration.walk import Walk
-from lorap_exp.config import AllocationConfig, Config
+from lorap_exp.config import AllocationConfig, Config, identity
 from lorap_exp.data.source import DataSource, open_source
 from lorap_exp.errors import LorapError
 from lorap_exp.evaluation.profiles import PROFILES
@@ -30,37 +35,52 @@ from lorap_exp.planning.rounding import Rounding
 from lorap_exp.planning.rules import LayerShares, Proportions, Rule, Uniform
 from lorap_exp.planning.shapes import Shape
 from lorap_exp.planning.stack import Budget
-from lorap_exp.workspace.digests import digest_file
+from lorap_exp.workspace.digests import digest_file, digest_json
 from lorap_exp.workspace.job import Job
 from lorap_exp.workspace.store import Store
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """Everything a job needs apart from weights.
+class Basis:
+    """What a job needs whichever method it runs.
 
     Attributes:
-        plan: as many parameters as asked; where they are may still change with what is measured.
         dense: shape of the original model.
-        calibration: tokens (samples, length), or None.
-        read: what each step trains on, by its name.
-        streamed: blocks come from disk; decided once for the job (`steps.stream`).
     """
 
     device: torch.device
     model_config: PreTrainedConfig
     tokenizer: PreTrainedTokenizerBase
     data: DataSource
-    stack: Stack
     dense: Shape
+    suite: Suite
+    store: Store
+    model_digest: str
+
+    @property
+    def bos(self) -> int | None:
+        """The token that every window must begin with, if there is one."""
+        every = family_of(self.model_config).bos_every_chunk
+        return self.tokenizer.bos_token_id if every else None
+
+
+@dataclass(frozen=True)
+class Inputs(Basis):
+    """Everything a job needs apart from weights.
+
+    Attributes:
+        plan: as many parameters as asked; where they are may still change with what is measured.
+        calibration: tokens (samples, length), or None.
+        read: what each step trains on, by its name.
+        streamed: blocks come from disk; decided once for the job (`steps.stream`).
+    """
+
+    stack: Stack
     budget: Budget
     plan: Plan
     calibration: Tensor | None
     how: Walk
     read: dict[str, Any]
-    suite: Suite
-    store: Store
-    model_digest: str
     streamed: bool = False
 
     @property
@@ -69,62 +89,82 @@ class Inputs:
         return self.stack.trains and not self.plan.is_dense
 
 
-def prepare(cfg: Config, job: Job, device: torch.device) -> Inputs:
-    """Check model, method, data and budget; plan; tokenise. No weight is read."""
-    stack = build_stack(cfg.method)
+def open_basis(cfg: Config, job: Job, device: torch.device) -> Basis:
+    """Check model, data and evaluation, and that every method can be built. No weight is read."""
+    stacks = [build_stack(method) for method in cfg.candidates.values()]
     store = Store(Path(cfg.store.folder), int(cfg.store.limit_gib * 2**30)).open()
     data = open_source(cfg.data)
     model_config = load_config(cfg.model)
-    if stack.steps or cfg.analysis is not None:
+    if cfg.analysis is not None or any(stack.steps for stack in stacks):
         check_dense(cfg.model, model_config)
-    for _, step in stack.steps:
-        step.check(model_config)
-    dense, budget = dense_shape(model_config), budget_of(cfg, model_config)
-    plan = plan_stack(stack, dense, budget)
-    check_export(cfg, plan)
+    dense = dense_shape(model_config)
+    if not cfg.chooses:
+        plan_method(cfg, stacks[0], model_config, dense)
     tokenizer = load_tokenizer(cfg.model)
-    check_lengths(cfg, stack, model_config)
+    for stack in stacks:
+        check_lengths(cfg, stack, model_config)
     asked = (cfg.evaluation.zero_shot, cfg.evaluation.generation)
-    ends = stack.trains or any(suite is not None for suite in asked)
+    ends = any(stack.trains for stack in stacks) or any(suite is not None for suite in asked)
     check_tokenizer(tokenizer, model_config, ends=ends)
     bos = tokenizer.bos_token_id if family_of(model_config).bos_every_chunk else None
     suite = prepare_suite(cfg.evaluation, data, tokenizer, job.folder / "tasks", bos)
+    check_ids(
+        {f"evaluation.perplexity.texts {text.name}": chunks for text, chunks in suite.texts},
+        model_config,
+    )
+    model = digest_model(cfg.model, model_config, cfg.seed)
+    return Basis(device, model_config, tokenizer, data, dense, suite, store, model)
+
+
+def plan_method(
+    cfg: Config, stack: Stack, model_config: PreTrainedConfig, dense: Shape
+) -> tuple[Budget, Plan]:
+    """What is asked of a method, and its plan before anything is measured.
+
+    Raises:
+        LorapError: a step cannot work on the architecture, or the ratio cannot be had.
+    """
+    for _, step in stack.steps:
+        step.check(model_config)
+    budget = budget_of(cfg, model_config)
+    plan = plan_stack(stack, dense, budget)
+    check_export(cfg, plan)
+    return budget, plan
+
+
+def prepare(cfg: Config, basis: Basis, job: Job) -> Inputs:
+    """Check the method and its budget; plan; read what it is calibrated on. No weight is read."""
+    stack = build_stack(cfg.method)
+    budget, plan = plan_method(cfg, stack, basis.model_config, basis.dense)
     needed = not plan.is_dense or cfg.analysis is not None
-    calibration = calibration_ids(cfg, data, tokenizer, bos) if needed else None
+    calibration = calibration_ids(cfg, basis) if needed else None
     stack = stack.at(cfg.ratio)
-    texts = Texts(tokenizer, data, bos)
+    texts = Texts(basis.tokenizer, basis.data, basis.bos)
     read = {} if plan.is_dense else {name: step.read(texts) for name, step in stack.steps}
     trained = {f"method.stages.{name}": trained_ids(found) for name, found in read.items()}
-    scored = {f"evaluation.perplexity.texts {t.name}": chunks for t, chunks in suite.texts}
-    check_ids({"calibration": calibration, **trained, **scored}, model_config)
-    model_digest = digest_model(cfg.model, model_config, cfg.seed)
     texts_read = {"calibration": calibration, **trained}
+    check_ids(texts_read, basis.model_config)
     files = local_files(cfg)
     job.bind(
-        {"model": model_digest, "tokenizer": digest_tokenizer(tokenizer)}
+        {"model": basis.model_digest, "tokenizer": digest_tokenizer(basis.tokenizer)}
         | {name: None if ids is None else digest(ids) for name, ids in texts_read.items()}
+        | {"settings": digest_json(identity(cfg.dump()))}
     )
     job.write("files.json", files)
+    how = Walk(
+        cfg.calibration.batch_size,
+        cfg.calibration.propagation,
+        cfg.calibration.order,
+        cfg.calibration.hidden_states,
+    )
     return Inputs(
-        device=device,
-        model_config=model_config,
-        tokenizer=tokenizer,
-        data=data,
+        **vars(basis),
         stack=stack,
-        dense=dense,
         budget=budget,
         plan=plan,
         calibration=calibration,
-        how=Walk(
-            cfg.calibration.batch_size,
-            cfg.calibration.propagation,
-            cfg.calibration.order,
-            cfg.calibration.hidden_states,
-        ),
+        how=how,
         read=read,
-        suite=suite,
-        store=store,
-        model_digest=model_digest,
     )
 
 
@@ -187,6 +227,7 @@ def check_lengths(cfg: Config, stack: Stack, model_config: PreTrainedConfig) -> 
 
 def budget_of(cfg: Config, model_config: PreTrainedConfig) -> Budget:
     """What is asked of the method."""
+    assert cfg.ratio is not None, "the chooser has found it"
     whole = cfg.ratio_of == "model"
     return Budget(
         cfg.ratio,
@@ -210,16 +251,29 @@ def rule_of(allocation: AllocationConfig) -> Rule:
             return Uniform(rounding)
 
 
-def calibration_ids(
-    cfg: Config, data: DataSource, tokenizer: PreTrainedTokenizerBase, bos: int | None
-) -> Tensor:
+def calibration_ids(cfg: Config, basis: Basis) -> Tensor:
     """Calibration tokens (samples, length)."""
     asked = cfg.calibration
     return sample_windows(
-        read_documents(asked, data),
-        tokenizer,
+        read_documents(asked, basis.data),
+        basis.tokenizer,
         samples=asked.samples,
         length=asked.length,
         seed=asked.seed + cfg.seed,
-        bos=bos,
+        bos=basis.bos,
+    )
+
+
+def held_out_ids(cfg: Config, basis: Basis) -> Tensor:
+    """Windows (held_out, length) of the calibration text that no calibration window overlaps."""
+    asked = cfg.calibration
+    return further_windows(
+        read_documents(asked, basis.data),
+        basis.tokenizer,
+        samples=asked.samples,
+        held=cfg.choose.held_out,
+        length=asked.length,
+        seed=asked.seed + cfg.seed,
+        bos=basis.bos,
+        setting="choose.held_out",
     )

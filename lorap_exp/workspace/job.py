@@ -36,12 +36,10 @@ class Job:
     """An open job folder; `open_job` makes one.
 
     `of` stands for what its values are computed of.
-
-    `settings` stands for the configuration's identity.
     """
 
-    def __init__(self, folder: Path, of: str | None = None, settings: str | None = None) -> None:
-        self.folder, self.of, self.settings = folder, of, settings
+    def __init__(self, folder: Path, of: str | None = None) -> None:
+        self.folder, self.of = folder, of
         self.model_folder = folder / "model"
 
     def under(self, of: Mapping[str, Any]) -> "Job":
@@ -137,9 +135,8 @@ class Job:
 
     def bind(self, inputs: Mapping[str, Any]) -> None:
         """Do everything again where an input is not the one that the job began with."""
-        inputs = {**inputs, "settings": self.settings}
         before = self.read("inputs.json")
-        if started(self.folder):
+        if has_steps(self.folder):
             known = before if isinstance(before, dict) else {}
             changed = sorted(name for name in inputs if known.get(name) != inputs[name])
             if changed:
@@ -149,6 +146,15 @@ class Job:
                 )
                 self.restart()
         self.write("inputs.json", dict(inputs))
+
+    def adopt(self, other: Path) -> None:
+        """Take over what was done in another job's folder, the models before what counts them."""
+        paths = sorted(other.iterdir(), key=lambda path: path.match("group_*.json"))
+        for path in paths:
+            if path.is_dir():
+                shutil.rmtree(self.folder / path.name, ignore_errors=True)
+            path.replace(self.folder / path.name)
+        other.rmdir()
 
     def restart(self) -> None:
         """Forget every step."""
@@ -206,7 +212,7 @@ def open_job(folder: Path, cfg: Config, wait: bool = False, command: str = "") -
         LorapError: the folder holds another configuration's run.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    job = Job(folder, settings=digest_json(identity(cfg.dump())))
+    job = Job(folder)
     lock = FileLock(folder / ".lock", timeout=-1 if wait else PROBE)
     try:
         lock.acquire()
@@ -273,6 +279,11 @@ def _reason(error: BaseException) -> str:
 
 def started(folder: Path) -> bool:
     """Something is there that only the same configuration may go on from."""
+    return has_steps(folder) or (folder / "choice.json").is_file()
+
+
+def has_steps(folder: Path) -> bool:
+    """A step towards the result is done."""
     names = ("selection.json", "group_*.json", "spectra.json", "result.json")
     return any(any(folder.glob(name)) for name in names)
 
