@@ -23,6 +23,7 @@ lorap_exp: compress a language model, score it, and end in the table of the pape
 Settings (key=value; docs/settings.md has all, `--cfg job` prints them with their values):
   name       folder of the sweep under outputs/; the same command goes on where it stopped
   ratio      share of the weights to remove, in [0, 1)
+  target.bytes, target.perplexity              in its place: the most that the model may have
   ratio_of   decoder (attention and MLP, as the paper counts) or model (all parameters)
   device     auto, cpu, cuda or cuda:N          dtype   float32, bfloat16 or float16
   export     factored, or dense (factors multiplied out for tools that know only dense layers)

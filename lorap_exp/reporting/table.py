@@ -17,7 +17,7 @@ NEXT_WORD = "next word"
 NOT_NUMBERS = frozenset((*bookkeeping(), "seed"))
 SPEEDS = ("weights (MB)", "KV (kB/token)", "speed x")
 """Settings that tell no two rows apart; seeds are averaged over."""
-OF_COMPRESSION = ("method.", "calibration.", "export")
+OF_COMPRESSION = ("method.", "calibration.", "export", "choose.", "target.")
 """Settings without meaning for a dense model."""
 YARDSTICKS = ("evaluation.", "data.", "ratio_of")
 """Settings that change what is measured: rows that differ in them cannot be compared."""

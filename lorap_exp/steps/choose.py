@@ -128,7 +128,7 @@ class Search:
                 self._fit(name, own[0], self._samples)
         best = self._best(self._samples)
         if best is None:
-            raise LorapError(f"no candidate does what is asked: {self._reasons()}")
+            raise LorapError(self._missed())
         settled = best
         if self._samples < self._full and self._cfg.target.name is not None:
             settled = self._fit(best.method, best.ratio, self._full)
@@ -137,6 +137,18 @@ class Search:
         choice = self._explain(best, settled)
         self._keep(choice)
         return choice
+
+    def _missed(self) -> str:
+        """Why no trial does what was asked."""
+        found = [t for t in self._trials if t.perplexity is not None]
+        lowest = min(found, key=lambda t: t.perplexity or 0.0, default=None)
+        if self._cfg.target.perplexity is None or lowest is None:
+            return self._reasons()
+        return (
+            f"target.perplexity must be at least {lowest.perplexity:.4f}, the lowest that was "
+            f"reached ({lowest.method} at ratio {lowest.ratio:g}; dense {self._dense:.4f}), got "
+            f"{self._cfg.target.perplexity}"
+        )
 
     def _find_ratios(self) -> None:
         """The ratios that may be tried; a candidate without any is left out with its sentence."""
@@ -194,6 +206,8 @@ class Search:
         trial = replace(run_trial(cfg, self._basis, self._held, folder), method=name)
         self._trials.append(trial)
         self._keep(None)
+        if trial.perplexity is not None:
+            say(f"  {name}: perplexity {trial.perplexity:.2f} held out, {trial.bytes:,} bytes")
         self._tidy()
         return trial
 
@@ -209,7 +223,8 @@ class Search:
         return self._folder / f"{name}-{ratio:g}-{samples}"
 
     def _keep(self, choice: Choice | None) -> None:
-        trials = [asdict(trial) for trial in self._trials]
+        measured = [trial for trial in self._trials if trial.perplexity is not None]
+        trials = [asdict(trial) for trial in measured]
         made = None if choice is None else asdict(choice)
         self._kept.write("choice.json", {"dense": self._dense, "trials": trials, "choice": made})
 
@@ -273,6 +288,8 @@ class Search:
             f"perplexity {settled.perplexity:.2f} on {len(self._held)} held-out windows (dense "
             f"{self._dense:.2f})"
         )
+        if settled.samples < self._full:
+            found += f" after calibration on {settled.samples} windows"
         head = f"{settled.method} at ratio {settled.ratio:g}"
         among = f", the lowest of {count} candidates tried" if count > 1 else ""
         if target.bytes is not None:

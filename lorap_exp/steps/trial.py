@@ -33,17 +33,13 @@ def run_trial(cfg: Config, basis: Basis, held: Tensor, folder: Path) -> Trial:
     job = Job(folder)
     try:
         inputs = _ready(cfg, basis, job)
-    except LorapError as error:
-        return Trial(name, ratio, samples, verdict=str(error))
-    source, done = compress(cfg, inputs, job, Meter(basis.device))
-    kept = done.parameters["compressed"]["decoder"] / done.parameters["dense"]["decoder"]
-    size = stored_bytes(job.model_folder)
-    try:
+        source, done = compress(cfg, inputs, job, Meter(basis.device))
         nll = nll_of(source, held, inputs.how.batch_size, inputs.how.place, bar("held out"))
     except LorapError as error:
         spent = time.perf_counter() - start
-        return Trial(name, ratio, samples, kept, size, None, spent, str(error))
-    spent = time.perf_counter() - start
+        return Trial(name, ratio, samples, seconds=spent, verdict=str(error))
+    kept = done.parameters["compressed"]["decoder"] / done.parameters["dense"]["decoder"]
+    size, spent = stored_bytes(job.model_folder), time.perf_counter() - start
     return Trial(name, ratio, samples, kept, size, math.exp(nll), spent)
 
 

@@ -149,10 +149,8 @@ class Job:
 
     def adopt(self, other: Path) -> None:
         """Take over what was done in another job's folder, the models before what counts them."""
-        paths = sorted(other.iterdir(), key=lambda path: path.match("group_*.json"))
-        for path in paths:
-            if path.is_dir():
-                shutil.rmtree(self.folder / path.name, ignore_errors=True)
+        self.restart()
+        for path in sorted(other.iterdir(), key=lambda path: path.match("group_*.json")):
             path.replace(self.folder / path.name)
         other.rmdir()
 

@@ -1,10 +1,17 @@
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from lorap_exp.calibration.sampling import read_documents, sample_windows
+from lorap_exp.calibration.sampling import (
+    Draws,
+    further_windows,
+    read_documents,
+    sample_windows,
+)
 from lorap_exp.config import Config
 from lorap_exp.data.embedded import Embedded
 from lorap_exp.errors import LorapError
@@ -66,3 +73,21 @@ def test_a_missing_file_is_named(config: Callable[..., Config]) -> None:
     cfg = config("calibration=text", "calibration.files=[nowhere.txt]")
     with pytest.raises(LorapError, match=r"calibration.files .* got 'nowhere.txt'"):
         read_documents(cfg.calibration, Embedded())
+
+
+def test_further_windows_share_no_token_with_the_calibration() -> None:
+    tokenizer = byte_tokenizer()
+    documents = ["".join(chr(32 + (7 * d + i * i) % 90) for i in range(300)) for d in range(3)]
+    given: dict[str, Any] = {"length": 20, "seed": 3, "bos": None}
+    own = sample_windows(documents, tokenizer, samples=8, **given)
+    held = further_windows(documents, tokenizer, samples=8, held=9, setting="held", **given)
+    assert held.shape == (9, 20)
+    draws = list(islice(Draws(documents, tokenizer, **given), 300))
+    assert [d.ids for d in draws[:8]] == own.tolist()
+    places = [next(d for d in draws if d.ids == ids) for ids in (*own.tolist(), *held.tolist())]
+    for number, place in enumerate(places[8:], start=8):
+        for other in places[:number]:
+            apart = abs(place.start - other.start) >= 20
+            assert place.document != other.document or apart
+    with pytest.raises(LorapError, match=r"held must be at most \d+, the windows that"):
+        further_windows(documents, tokenizer, samples=8, held=40, setting="held", **given)
