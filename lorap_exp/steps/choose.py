@@ -15,7 +15,6 @@ from pathlib import Path
 from lorap_exp.calibration.sampling import digest
 from lorap_exp.config import Config, identity
 from lorap_exp.errors import LorapError
-from lorap_exp.methods.contract import build_stack
 from lorap_exp.models.digests import digest_tokenizer
 from lorap_exp.planning.edits import Plan
 from lorap_exp.reporting.choice import Choice, Trial
@@ -38,7 +37,6 @@ def choose(cfg: Config, basis: Basis, job: Job) -> tuple[Config, Choice | None]:
     """
     if not cfg.chooses:
         return cfg, None
-    check_candidates(cfg)
     choice = Search(cfg, basis, job).run()
     say(f"  chosen: {choice.reason}\n{choice.table()}")
     return cfg.chosen(cfg.candidates[choice.method], choice.ratio), choice
@@ -60,14 +58,6 @@ def intention(cfg: Config) -> str:
         f"; tries {', '.join(cfg.candidates)} {goal} on {windows} windows, "
         f"{cfg.choose.held_out} held out{limit}"
     )
-
-
-def check_candidates(cfg: Config) -> None:
-    """Raise where a candidate trains: that is no trial."""
-    for name, method in cfg.candidates.items():
-        if build_stack(method).trains:
-            setting = "choose.candidates" if cfg.choose.candidates else f"{cfg.target.name}: method"
-            raise LorapError(f"{setting} must not train the model, got '{name}', which does")
 
 
 class Search:

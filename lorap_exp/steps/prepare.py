@@ -91,7 +91,7 @@ class Inputs(Basis):
 
 def open_basis(cfg: Config, job: Job, device: torch.device) -> Basis:
     """Check model, data and evaluation, and that every method can be built. No weight is read."""
-    stacks = [build_stack(method) for method in cfg.candidates.values()]
+    stacks = build_stacks(cfg)
     store = Store(Path(cfg.store.folder), int(cfg.store.limit_gib * 2**30)).open()
     data = open_source(cfg.data)
     model_config = load_config(cfg.model)
@@ -114,6 +114,22 @@ def open_basis(cfg: Config, job: Job, device: torch.device) -> Basis:
     )
     model = digest_model(cfg.model, model_config, cfg.seed)
     return Basis(device, model_config, tokenizer, data, dense, suite, store, model)
+
+
+def build_stacks(cfg: Config) -> list[Stack]:
+    """Every method that may run.
+
+    Raises:
+        LorapError: a wrong field, or a method that trains where one is chosen by trials.
+    """
+    stacks = []
+    for name, method in cfg.candidates.items():
+        stack = build_stack(method)
+        if cfg.chooses and stack.trains:
+            setting = "choose.candidates" if cfg.choose.candidates else f"{cfg.target.name}: method"
+            raise LorapError(f"{setting} must not train the model, got '{name}', which does")
+        stacks.append(stack)
+    return stacks
 
 
 def plan_method(
