@@ -112,7 +112,7 @@ ROWS = {
     "target.perplexity=1": "target.perplexity must be greater than 1, got 1",
     "ratio=null": "ratio must lie in [0, 1) where no target is set, got null",
     "method=dense target.bytes=1000": "ratio must be null where target.bytes is set, got 0.0",
-    "method=lorap_lora method.stages.recovery.text=embedded target.bytes=300000": "must not train",
+    f"{RECOVERY} {STAGE}.samples=8 target.bytes=300000": "target.bytes: method must not train",
     "method=auto choose.candidates=[lorap,foo]": "(`--help` lists them; neither auto nor dense)",
     "method=auto choose.candidates=[dense]": "neither auto nor dense), got 'dense'",
     "method=auto choose.candidates=[auto]": "neither auto nor dense), got 'auto'",
