@@ -5,12 +5,12 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel
 
 from lorap_exp.config import Config
 from lorap_exp.models.checkpoint import load
+from lorap_exp.models.source import Source
 from lorap_exp.planning.edits import Plan
-from lorap_exp.steps.compress import load_dense, whole_part
+from lorap_exp.steps.compress import open_dense, whole_part
 from lorap_exp.steps.prepare import Inputs, open_basis, prepare
 from lorap_exp.workspace.job import Job
 from lorap_exp.workspace.progress import Meter
@@ -42,8 +42,8 @@ def follow(cfg: Config, folder: Path, team: Team) -> None:
         )
 
 
-def incoming(cfg: Config, inputs: Inputs, saved: Path) -> PreTrainedModel:
+def incoming(cfg: Config, inputs: Inputs, saved: Path) -> Source:
     """The model as the group gets it: saved by rank 0, or the original one."""
     if (saved / "config.json").is_file():
-        return load(saved, inputs.device, getattr(torch, cfg.dtype))
-    return load_dense(cfg, inputs, Meter(inputs.device, quiet=True))
+        return Source(load(saved, inputs.device, getattr(torch, cfg.dtype)))
+    return open_dense(cfg, inputs, Meter(inputs.device, quiet=True))

@@ -154,7 +154,7 @@ def prepare(cfg: Config, basis: Basis, job: Job) -> Inputs:
     budget, plan = plan_method(cfg, stack, basis.model_config, basis.dense)
     needed = not plan.is_dense or cfg.analysis is not None
     calibration = calibration_ids(cfg, basis) if needed else None
-    stack = stack.at(cfg.ratio)
+    stack = stack.at(budget.ratio)
     texts = Texts(basis.tokenizer, basis.data, basis.bos)
     read = {} if plan.is_dense else {name: step.read(texts) for name, step in stack.steps}
     trained = {f"method.stages.{name}": trained_ids(found) for name, found in read.items()}
