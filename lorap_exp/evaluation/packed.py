@@ -6,11 +6,13 @@ sees only the positions that are scored (`head.py`). Prompts, metrics and tasks 
 generation is its own too.
 """
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import psutil
 import torch
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
@@ -35,7 +37,8 @@ CHECKED = 3
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.01, torch.bfloat16: 0.06}
 """Nats per token, on average, by which the two forms may differ; a wrong mask gives whole nats.
 
-Where rounding makes more, they may differ by twice what stock answers at two batch sizes do.
+They are compared in float32 where there is memory for it. Where there is none and rounding makes
+more, they may differ by twice what stock answers at two batch sizes do.
 """
 
 
@@ -107,23 +110,34 @@ class Packed(HFLM):  # type: ignore[misc]
         context = chosen[1]
         siblings = [request for request in requests if request[1] == context][:4]
         asked = [*siblings, *ordered[:CHECKED]]
+        judge = self._judge()
         try:
-            mine = self._packed(asked)
+            mine = judge._packed(asked)
         except (TypeError, ValueError, NotImplementedError, RuntimeError) as error:
             if out_of_memory(error):
                 raise
             reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
         else:
-            theirs = self._stock(asked, override_bs=1)
+            theirs = judge._stock(asked, override_bs=1)
             tokens = sum(len(request[2]) for request in asked)
             apart = _apart(mine, theirs) / tokens
-            near = apart <= TOLERANCE[self.model.dtype]
-            if near or apart <= 2 * _apart(self._stock(asked, len(asked)), theirs) / tokens:
+            near = apart <= TOLERANCE[judge.model.dtype]
+            if near or apart <= 2 * _apart(judge._stock(asked, len(asked)), theirs) / tokens:
                 self._checked = max(length, 2 * self._checked)
                 return
             reason = f"likelihoods differ by {apart:.3f} nats per token"
         say(f"  zero-shot: questions are not packed for this model ({reason}); stock lm-eval")
         self.form = "stock"
+
+    def _judge(self) -> "Packed":
+        """The same in float32, where half of the free memory holds such a copy of the model."""
+        weights = list(self.model.parameters())
+        size = 4 * sum(weight.numel() for weight in weights)
+        room = free_memory(self.device) // 2
+        if self.model.dtype == torch.float32 or size > room or any(w.is_meta for w in weights):
+            return self
+        exact = copy.deepcopy(self.model).float()
+        return Packed(exact, self.tokenizer, batch_size=1, tokens=self._tokens, form="packed")
 
     def _packed(self, requests: Sequence[Request]) -> list[Answer]:
         """Every request, in rows; the next batch is laid out while one computes."""
@@ -176,10 +190,18 @@ class Packed(HFLM):  # type: ignore[misc]
             return self._tokens
         if self.device.type != "cuda":
             return CPU_TOKENS
-        free, _ = torch.cuda.mem_get_info(self.device)
-        free += torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
         least, most = CUDA_TOKENS
+        free = free_memory(self.device)
         return max(least, min(most, int(SHARE * free / bytes_per_token(self.model))))
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that may still be taken there."""
+    if device.type != "cuda":
+        return int(psutil.virtual_memory().available)
+    free, _ = torch.cuda.mem_get_info(device)
+    reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(free + reserved)
 
 
 def bytes_per_token(model: PreTrainedModel) -> int:

@@ -178,3 +178,23 @@ def test_rounding_is_measured_by_stock_itself(
     judged = Packed(tiny(), byte_tokenizer(), batch_size=1)
     judged.loglikelihood(requests(), disable_tqdm=True)
     assert judged.form == form
+
+
+@pytest.mark.parametrize(("room", "form"), [(2**40, "auto"), (0, "stock")])
+def test_a_model_of_16_bits_is_compared_in_float32_where_there_is_room(
+    tiny: Model, monkeypatch: pytest.MonkeyPatch, room: int, form: str
+) -> None:
+    """Rounding to bfloat16 is no difference between the forms."""
+    nothing = {torch.float32: 1e-3, torch.bfloat16: 0.0}
+    monkeypatch.setattr(packed_module, "TOLERANCE", nothing)
+    monkeypatch.setattr(packed_module, "free_memory", lambda _: room)
+    model = tiny().bfloat16()
+    judged = Packed(model, byte_tokenizer(), batch_size=1)
+
+    def rounded(asked: Any, *_: Any, **__: Any) -> Any:
+        return [(nats - 0.05, greedy) for nats, greedy in judged._packed(asked)]
+
+    monkeypatch.setattr(judged, "_stock", rounded)
+    judged.loglikelihood(requests(), disable_tqdm=True)
+    assert judged.form == form
+    assert model.dtype == torch.bfloat16
