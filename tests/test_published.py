@@ -10,9 +10,9 @@ import yaml
 
 from lorap_exp.commands.catalogue import conf_folder
 from lorap_exp.config import PublishedName
+from lorap_exp.evaluation.accuracy import TaskScore
 from lorap_exp.evaluation.perplexity import Perplexity
 from lorap_exp.evaluation.scores import Scores
-from lorap_exp.evaluation.zero_shot import TaskScore
 from lorap_exp.planning.edits import Drop, Plan
 from lorap_exp.reporting.published import beside_published, tables
 from lorap_exp.reporting.result import Result

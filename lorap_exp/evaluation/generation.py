@@ -10,7 +10,6 @@ import math
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import lm_eval
@@ -21,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lorap_exp.data.source import Text
 from lorap_exp.errors import LorapError
+from lorap_exp.evaluation.accuracy import GenerationScore
 from lorap_exp.evaluation.stock import model_given
 from lorap_exp.models.greedy import greedy
 
@@ -52,17 +52,6 @@ SETTINGS = {
         }
     ],
 }
-
-
-@dataclass(frozen=True)
-class GenerationScore:
-    """Share of the passages of a text whose next word was generated, with its standard error."""
-
-    label: str
-    samples: int
-    accuracy: float
-    stderr: float
-    seconds: float
 
 
 def passages(text: Text, samples: int, words: int) -> list[dict[str, str]]:

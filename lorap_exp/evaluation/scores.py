@@ -3,11 +3,16 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from lorap_exp.evaluation.accuracy import (
+    GenerationScore,
+    TaskScore,
+    commonsense,
+    mean_acc,
+    mean_paper,
+)
 from lorap_exp.evaluation.efficiency import Efficiency
-from lorap_exp.evaluation.generation import GenerationScore
 from lorap_exp.evaluation.perplexity import Perplexity
 from lorap_exp.evaluation.stability import Stability
-from lorap_exp.evaluation.zero_shot import TaskScore, commonsense, mean_acc, mean_paper
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -15,23 +15,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lorap_exp.calibration.stream import Place
 from lorap_exp.config import EfficiencyConfig, EvaluationConfig, PerplexityConfig
 from lorap_exp.data.source import DataSource, Text
+from lorap_exp.evaluation.accuracy import GenerationScore, TaskScore
 from lorap_exp.evaluation.batches import halving
 from lorap_exp.evaluation.efficiency import Efficiency, measure
-from lorap_exp.evaluation.generation import (
-    GenerationScore,
-    evaluate_generation,
-    passages,
-    write_task,
-)
-from lorap_exp.evaluation.packed import Packed
 from lorap_exp.evaluation.perplexity import Perplexity, evaluate_perplexity, tokenize
 from lorap_exp.evaluation.profiles import FIRST_TOKENS, PROFILES, Profile, read_text
 from lorap_exp.evaluation.scores import Scores
 from lorap_exp.evaluation.stability import Choices
-from lorap_exp.evaluation.tasks import check_tasks, write_tasks
-from lorap_exp.evaluation.zero_shot import TaskScore, evaluate_task
 from lorap_exp.models.source import Source
 from lorap_exp.workspace.progress import Meter, bar, say
+
+if TYPE_CHECKING:
+    from lorap_exp.evaluation.packed import Packed
 
 T = TypeVar("T")
 
@@ -128,11 +123,15 @@ class Suite:
         label: str,
         batch_size: int,
     ) -> GenerationScore:
+        from lorap_exp.evaluation.generation import evaluate_generation
+
         folder = self.folder / "generation"
         return evaluate_generation(model, tokenizer, label, folder=folder, batch_size=batch_size)
 
-    def judge(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Packed:
+    def judge(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> "Packed":
         """The model as lm-eval sees it, for all tasks."""
+        from lorap_exp.evaluation.packed import Packed
+
         return Packed(
             model,
             tokenizer,
@@ -141,8 +140,9 @@ class Suite:
             form=self.form,
         )
 
-    def answer(self, judged: Packed, task: str) -> tuple[TaskScore, Choices]:
+    def answer(self, judged: "Packed", task: str) -> tuple[TaskScore, Choices]:
         """One task: its score, and how likely the model found each choice."""
+        from lorap_exp.evaluation.zero_shot import evaluate_task
 
         def answer(batch_size: int) -> tuple[TaskScore, Choices]:
             return evaluate_task(
@@ -186,6 +186,8 @@ def prepare_suite(
     perplexity, zero_shot = evaluation.perplexity, evaluation.zero_shot
     generation = evaluation.generation
     if zero_shot is not None:
+        from lorap_exp.evaluation.tasks import check_tasks, write_tasks
+
         check_tasks(zero_shot.tasks, data)
         write_tasks(zero_shot.tasks, data, folder)
     if perplexity is not None:
@@ -197,6 +199,8 @@ def prepare_suite(
         )
     continued = None
     if generation is not None:
+        from lorap_exp.evaluation.generation import passages, write_task
+
         continued = read_text(generation.text, PROFILES["lorap"], data)
         write_task(passages(continued, generation.samples, generation.words), folder / "generation")
     return Suite(

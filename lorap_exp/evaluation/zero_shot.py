@@ -9,7 +9,6 @@ import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,9 @@ import lm_eval
 import lm_eval.api.task
 from transformers import PreTrainedTokenizerBase
 
-from lorap_exp.data.tasks import COMMONSENSE, TASKS
+from lorap_exp.data.tasks import TASKS
 from lorap_exp.errors import LorapError
+from lorap_exp.evaluation.accuracy import TaskScore
 from lorap_exp.evaluation.packed import Packed
 from lorap_exp.evaluation.stability import Choices
 from lorap_exp.evaluation.tasks import manager
@@ -28,38 +28,6 @@ lm_eval.api.task.tqdm = partial(lm_eval.api.task.tqdm, disable=True)  # it has n
 Sample = Mapping[str, Any]
 FEWSHOT_SEED = 1234
 """That of `lm_eval.simple_evaluate`: which examples stand in a prompt."""
-
-
-@dataclass(frozen=True)
-class TaskScore:
-    """What a model scored on one task, as fractions.
-
-    Attributes:
-        metric: the one that is reported, `value` with its `stderr` (None where lm-eval's
-            aggregation is not a mean).
-        metrics: all of lm-eval's, by its names (`acc`, `exact_match,strict-match`).
-        chance: the accuracy of guessing, and `majority` of always giving the most frequent right
-            answer, on these questions; None where nothing is chosen.
-        shots: examples in each prompt.
-        form: how likelihoods were computed, `packed` or `stock`.
-    """
-
-    task: str
-    samples: int
-    metric: str
-    value: float
-    stderr: float | None
-    metrics: dict[str, float]
-    chance: float | None
-    majority: float | None
-    shots: int
-    form: str
-    seconds: float
-
-    @property
-    def acc(self) -> tuple[float, float]:
-        """Plain accuracy and its standard error."""
-        return self.metrics["acc"], binomial_stderr(self.metrics["acc"], self.samples)
 
 
 def evaluate_task(
@@ -149,11 +117,6 @@ def right_choice(task: Any, doc: Mapping[str, Any]) -> int | None:
     return target if isinstance(target, int) else None
 
 
-def binomial_stderr(accuracy: float, samples: int) -> float:
-    """Standard error of a mean of zeros and ones, with the sample variance."""
-    return math.sqrt(accuracy * (1 - accuracy) / (samples - 1)) if samples > 1 else math.nan
-
-
 def mean_stderr(metric: str, value: float, samples: Sequence[Sample]) -> float | None:
     """Standard error of a mean over samples; None where the metric is something else."""
     name, _, chosen = metric.partition(",")
@@ -176,37 +139,3 @@ def check_finite(task: str, samples: Sequence[Sample]) -> None:
                     f"evaluation: the likelihood of document {sample['doc_id']} of {task} "
                     f"is not finite"
                 )
-
-
-@dataclass(frozen=True)
-class Mean:
-    """A plain mean over tasks and its standard error."""
-
-    value: float
-    stderr: float
-
-
-def commonsense(scores: Sequence[TaskScore]) -> list[TaskScore]:
-    """Those of the papers' seven; others stand beside the means, not in them."""
-    return [score for score in scores if score.task in COMMONSENSE]
-
-
-def mean_paper(scores: Sequence[TaskScore]) -> Mean:
-    """Mean of the paper's metric of each task (`mean7_paper` over all seven)."""
-    return _mean(
-        [(score.value, math.nan if score.stderr is None else score.stderr) for score in scores]
-    )
-
-
-def mean_acc(scores: Sequence[TaskScore]) -> Mean:
-    """Mean of plain accuracies (`mean7_acc` over all seven)."""
-    return _mean([score.acc for score in scores])
-
-
-def _mean(pairs: Sequence[tuple[float, float]]) -> Mean:
-    """Tasks are independent, so variances add."""
-    count = len(pairs)
-    return Mean(
-        sum(value for value, _ in pairs) / count,
-        math.sqrt(sum(stderr**2 for _, stderr in pairs)) / count,
-    )

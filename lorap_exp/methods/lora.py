@@ -11,11 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from peft import LoraConfig, get_peft_model
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from lorap_exp.calibration.sampling import held_out_windows, read_text
 from lorap_exp.data.instructions import Example, collate, encode, read_instructions, windows
@@ -28,6 +27,7 @@ from lorap_exp.models.modeling_compressed import LowRankLinear, place, projectio
 from lorap_exp.ops.low_rank import principal_outputs
 from lorap_exp.planning.edits import Edit, Factor
 from lorap_exp.training.loop import Schedule, recovery_schedule, train
+from lorap_exp.workspace.extras import require
 
 
 @dataclass(frozen=True, config={"extra": "forbid"})
@@ -72,6 +72,9 @@ class LoraRecovery(Step):
             raise ValueError("samples must be set for a text, got null")
         if self.text != "alpaca" and self.file is not None:
             raise ValueError(f"file must be null unless text is alpaca, got {self.file!r}")
+
+    def check(self, config: PreTrainedConfig) -> None:
+        require("peft", "method.stages.recovery")
 
     def schedule(self, examples: int, dtype: torch.dtype) -> Schedule:
         """Optimisation settings for a training set of this size and a model of this dtype."""
@@ -158,6 +161,8 @@ class LoraRecovery(Step):
 
     def _adapt(self, model: PreTrainedModel) -> Any:
         """The model with fresh adapters; their initialisation follows from the seed."""
+        from peft import LoraConfig, get_peft_model
+
         torch.manual_seed(self.seed)
         settings = LoraConfig(
             r=self.rank,

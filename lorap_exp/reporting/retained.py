@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from lorap_exp.evaluation.zero_shot import commonsense
+from lorap_exp.evaluation.accuracy import commonsense
 from lorap_exp.reporting.result import Result
 from lorap_exp.reporting.table import cells, distinctions
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
-import wandb
 
 from lorap_exp.config import Config
 from lorap_exp.errors import LorapError, first_line
 from lorap_exp.reporting.result import Result
 from lorap_exp.reporting.table import frame
+from lorap_exp.workspace.extras import require
 
 
 class Tracker:
@@ -26,6 +26,8 @@ class Tracker:
         """Metrics, the sizes of every layer, and the row of the paper's table."""
         if self._run is None:
             return
+        import wandb
+
         for name, curve in result.curves.items():
             for step, loss in enumerate(curve["train"]):
                 self._run.log({f"{name}/step": step, f"{name}/loss": loss})
@@ -94,11 +96,16 @@ def log_sweep(
         job_type="report",
         dir=str(folder),
     ) as run:
+        import wandb
+
         images = {name: wandb.Image(str(path)) for name, path in plots.items()}
         run.log({"table": wandb.Table(dataframe=table), **images})
 
 
 def _open(mode: Literal["offline", "online"], setting: str, **arguments: Any) -> Any:
+    require("wandb", f"{setting} {mode}")
+    import wandb
+
     try:
         quiet = wandb.Settings(silent=True, console="off")
         return wandb.init(mode=mode, settings=quiet, **arguments)

@@ -36,6 +36,7 @@ from lorap_exp.planning.rules import LayerShares, Proportions, Rule, Uniform
 from lorap_exp.planning.shapes import Shape
 from lorap_exp.planning.stack import Budget
 from lorap_exp.workspace.digests import digest_file, digest_json
+from lorap_exp.workspace.extras import require
 from lorap_exp.workspace.job import Job
 from lorap_exp.workspace.store import Store
 
@@ -91,6 +92,7 @@ class Inputs(Basis):
 
 def open_basis(cfg: Config, job: Job, device: torch.device) -> Basis:
     """Check model, data and evaluation, and that every method can be built. No weight is read."""
+    check_extras(cfg)
     stacks = build_stacks(cfg)
     store = Store(Path(cfg.store.folder), int(cfg.store.limit_gib * 2**30)).open()
     data = open_source(cfg.data)
@@ -182,6 +184,16 @@ def prepare(cfg: Config, basis: Basis, job: Job) -> Inputs:
         how=how,
         read=read,
     )
+
+
+def check_extras(cfg: Config) -> None:
+    """The packages that the evaluation and the tracking need are installed."""
+    asked = {"zero_shot": cfg.evaluation.zero_shot, "generation": cfg.evaluation.generation}
+    for name, suite in asked.items():
+        if suite is not None:
+            require("lm-eval", f"evaluation.{name}", "evaluation=perplexity")
+    if cfg.logging.wandb != "disabled":
+        require("wandb", f"logging.wandb={cfg.logging.wandb}", "logging=disabled")
 
 
 def local_files(cfg: Config) -> dict[str, str]:

@@ -4,8 +4,10 @@ import hashlib
 import platform
 import subprocess
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from lorap_exp.workspace.extras import EXTRAS
 
 PACKAGES = (
     "lorap-exp",
@@ -39,8 +41,18 @@ NO_NUMBER = ("hydra-core", "wandb")
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that work on a job, for its record."""
-    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+    """Versions of Python and of the packages that work on a job, for its record.
+
+    An extra that is not installed is not in it.
+    """
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            if name not in EXTRAS:
+                raise
+    return found
 
 
 def origins() -> dict[str, str]:

@@ -14,15 +14,10 @@ from lorap_exp.data.local import Local
 from lorap_exp.data.source import DataSource
 from lorap_exp.data.tasks import COMMONSENSE, TASKS
 from lorap_exp.errors import LorapError
+from lorap_exp.evaluation.accuracy import TaskScore, binomial_stderr, mean_acc, mean_paper
 from lorap_exp.evaluation.packed import Packed
 from lorap_exp.evaluation.tasks import BUILTIN, check_tasks, manager, write_tasks
-from lorap_exp.evaluation.zero_shot import (
-    TaskScore,
-    binomial_stderr,
-    evaluate_task,
-    mean_acc,
-    mean_paper,
-)
+from lorap_exp.evaluation.zero_shot import evaluate_task
 from lorap_exp.models.tiny import byte_tokenizer
 
 

@@ -2,6 +2,7 @@
 
 import json
 import struct
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from wandb.proto import wandb_internal_pb2
 from lorap_exp import pipeline
 from lorap_exp.commands.report import show
 from lorap_exp.config import Config
+from lorap_exp.errors import LorapError
 
 BLOCK = 32768
 
@@ -92,3 +94,12 @@ def test_a_report_is_one_run_with_its_table_and_plots(sweep: Path) -> None:
 def test_a_report_is_not_logged_unless_asked(sweep: Path) -> None:
     show([sweep])
     assert not (sweep / "wandb").exists()
+
+
+def test_a_report_needs_wandb_where_it_is_asked_for(
+    sweep: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    show([sweep])
+    with pytest.raises(LorapError, match="--wandb offline needs wandb: pip install"):
+        show([sweep], wandb="offline")

@@ -1,11 +1,14 @@
 """Which changes of the code make stored values void."""
 
 import shutil
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
 
 import lorap_exp
+from lorap_exp.workspace import versions
 from lorap_exp.workspace.versions import digest_code, origins, source_digest
 
 PACKAGE = Path(lorap_exp.__file__).parent
@@ -47,3 +50,19 @@ def test_packages_that_matter() -> None:
     found = origins()
     assert {"numpy", "tokenizers", "torch", "transformers", "source"} <= found.keys()
     assert "wandb" not in found
+
+
+def test_the_record_leaves_out_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without(missing: str) -> Callable[[str], str]:
+        def found(name: str) -> str:
+            if name == missing:
+                raise PackageNotFoundError(name)
+            return version(name)
+
+        return found
+
+    monkeypatch.setattr(versions, "version", without("peft"))
+    assert "peft" not in versions.versions() and "lm-eval" in versions.versions()
+    monkeypatch.setattr(versions, "version", without("torch"))
+    with pytest.raises(PackageNotFoundError):
+        versions.versions()
