@@ -10,11 +10,10 @@ import pandas as pd
 
 from lorap_exp.data.tasks import column
 from lorap_exp.reporting.best import best_cells
-from lorap_exp.reporting.figures import evaluation_time
+from lorap_exp.reporting.figures import evaluation_time, plot_sweep
 from lorap_exp.reporting.html import Page, html
 from lorap_exp.reporting.jobs import JobRecord, find_jobs, sweep_name, tell_models_apart
 from lorap_exp.reporting.latex import latex
-from lorap_exp.reporting.plots import plot_sweep
 from lorap_exp.reporting.published import beside_published
 from lorap_exp.reporting.result import Result
 from lorap_exp.reporting.retained import retained
@@ -87,7 +86,7 @@ def write_report(sweep: Sweep, output: Path | None = None) -> str:
     others = other_tables(sweep)
     with replacing(output / "report.csv") as path:
         harmless(table).to_csv(path, index=False)
-    plot_sweep(table, sweep.perplexities, sweep.title, output / "report.png")
+    plot_sweep(sweep.table(timed=True), sweep.perplexities, sweep.title, output / "report.png")
     lines = [f"# {plain(sweep.title)}", "", markdown(table, best)]
     for title, (compared, sources) in others.items():
         lines += [f"## {title}", "", markdown(compared)]

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from lorap_exp.evaluation.accuracy import TaskScore
 from lorap_exp.evaluation.perplexity import Perplexity
 from lorap_exp.evaluation.scores import Scores
-from lorap_exp.evaluation.zero_shot import TaskScore
 from lorap_exp.planning.edits import Edit, Factor, Insert, Plan, Resize
 from lorap_exp.planning.shapes import BlockShape, MatrixShape
 from lorap_exp.reporting.result import Result
@@ -113,7 +113,8 @@ def sweep(tmp_path: Path) -> Path:
             result = make_result(method, ratio, 20 * better / ratio, 0.6 / better)
             write_job(folder / f"method={method},ratio={ratio}", result)
     job = folder / "method=lorap,ratio=0.2"
-    spectrum = {"metric": "svd", "matrix": "q", "block": 0, "cumulative": [0, 0.8, 1]}
+    spectrum = {"metric": "svd", "matrix": "q", "block": 0, "full": 64, "ranks": {"0.95": 48}}
+    spectrum["cumulative"] = [0, 0.8, 1]
     (job / "spectra.json").write_text(json.dumps([spectrum]))
     entries = [(start, length, 1 - 0.1 * length) for length in (1, 2) for start in range(3)]
     selection = {"criterion": "cosine", "map": entries, "removed": [1, 2], "scores": [(1, 0.8)]}

@@ -91,7 +91,7 @@ def test_numbers_sort_as_numbers_and_dashes_stay_last(
 ) -> None:
     for sign, ends in (("", ("10.00", "200.00")), ("-", ("200.00", "10.00"))):
         document = load(chromium, page, tmp_path / "profile", f"sort={sign}WikiText-2")
-        shown = column(document, 5)
+        shown = column(document, 6)
         assert (shown[0], shown[-2], shown[-1]) == (*ends, "-")
 
 
@@ -101,7 +101,7 @@ def test_every_finished_job_is_a_point_of_every_chart(
     document = load(chromium, page, tmp_path / "profile", "")
     charts = document.split('id="charts"')[1].split("</section>")[0].split("<svg")[1:]
     finished = len(collect(page.parent).results)
-    assert [chart.count('class="point"') for chart in charts] == [finished] * 6
+    assert [chart.count('class="mark"') for chart in charts] == [finished] * 8
 
 
 def test_the_page_of_a_real_sweep(chromium: str, tmp_path: Path) -> None:
@@ -117,4 +117,4 @@ def test_the_page_of_a_real_sweep(chromium: str, tmp_path: Path) -> None:
     assert ratios == sorted(ratios, reverse=True)
     charts = document.split('id="charts"')[1].split("</section>")[0].split("<svg")[1:]
     scored = int(sweep.table()["kept"].notna().sum())
-    assert [chart.count('class="point"') for chart in charts] == [scored] * len(charts)
+    assert [chart.count('class="mark"') for chart in charts] == [scored] * len(charts)

@@ -32,7 +32,7 @@ def copy(tmp_path: Path) -> Path:
         ("training/loop.py", True),
         ("steps/compress.py", True),
         ("methods/new.py", True),
-        ("reporting/svg.py", False),
+        ("reporting/drawing.py", False),
         ("commands/main.py", False),
         ("workspace/store.py", False),
         ("errors.py", False),
