@@ -36,7 +36,7 @@ from tests.methods.streamline import FAST
 Make = Callable[..., Config]
 Tiny = Callable[..., PreTrainedModel]
 CONF = conf_folder()
-METHODS = sorted({path.stem for path in (CONF / "method").glob("*.yaml")} - {"dense"})
+METHODS = sorted({path.stem for path in (CONF / "method").glob("*.yaml")} - {"auto", "dense"})
 SHAPES = {
     "multi_head": ({"kv_heads": 4}, (0, 0)),
     "grouped_query": ({"kv_heads": 2}, (0, 0)),
