@@ -5,6 +5,7 @@ The order of draws follows LoRAP's public code (arXiv 2404.09695).
 
 import hashlib
 import random
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -22,8 +23,8 @@ from lorap_exp.errors import LorapError
 
 SPECIAL = 2
 """Tokens that a tokenizer may put around a document."""
-TRIES = 100
-"""Draws for each window that must lie apart from others."""
+TRIES = 1000
+"""Draws in a row that find no room for another window: then the text counts as full."""
 
 
 def read_documents(calibration: CalibrationConfig, data: DataSource) -> list[str]:
@@ -132,17 +133,22 @@ def further_windows(
         LorapError: the documents have no room for them.
     """
     draws = Draws(documents, tokenizer, length=length, seed=seed, bos=bos)
-    taken = [(window.document, window.start) for window in islice(draws, samples)]
+    taken: dict[int, list[int]] = defaultdict(list)
+    for window in islice(draws, samples):
+        taken[window.document].append(window.start)
     found: list[list[int]] = []
-    for window in islice(draws, TRIES * held):
-        if all(
-            document != window.document or abs(start - window.start) >= draws.length
-            for document, start in taken
-        ):
+    missed = 0
+    for window in draws:
+        if all(abs(start - window.start) >= draws.length for start in taken[window.document]):
             found.append(window.ids)
-            taken.append((window.document, window.start))
+            taken[window.document].append(window.start)
+            missed = 0
+        else:
+            missed += 1
         if len(found) == held:
             return torch.tensor(found, dtype=torch.long)
+        if missed == TRIES:
+            break
     raise LorapError(
         f"{setting} must be at most {len(found)}, the windows that the calibration text holds "
         f"beside the {samples} x {length} tokens of the calibration, got {held}"
