@@ -23,7 +23,6 @@ tools that look for linear layers by their usual names find both.
 
 import inspect
 import sys
-import weakref
 
 import torch
 import transformers
@@ -62,11 +61,7 @@ class Projection(nn.Module):
     def forward(self, x):
         if self.read is not None:
             x = x.index_select(-1, self.read)
-        return self.complete(self.first(x))
-
-    def complete(self, y):
-        """The output for the product of the input and `first`."""
-        y = self.second(y)
+        y = self.product(x)
         if self.kept is None:
             return y
         return y.new_zeros(*y.shape[:-1], self.out_features).index_copy(-1, self.kept, y)
@@ -114,12 +109,8 @@ class NarrowLinear(Projection):
         sizes = (gather or in_features, scatter or out_features)
         self.inner = nn.Linear(*sizes, bias=bias, **factory)
 
-    @property
-    def first(self):
-        return self.inner
-
-    def second(self, y):
-        return y
+    def product(self, x):
+        return self.inner(x)
 
     def matrix(self, dtype):
         return self.inner.weight.to(dtype)
@@ -141,12 +132,8 @@ class LowRankLinear(Projection):
         self.right = nn.Linear(gather or in_features, rank, bias=False, **factory)
         self.left = nn.Linear(rank, scatter or out_features, bias=bias, **factory)
 
-    @property
-    def first(self):
-        return self.right
-
-    def second(self, y):
-        return self.left(y)
+    def product(self, x):
+        return self.left(self.right(x))
 
     def matrix(self, dtype):
         return self.left.weight.to(dtype) @ self.right.weight.to(dtype)
@@ -178,8 +165,9 @@ class PivotedLinear(LowRankLinear):
         self.left = nn.Linear(rank, outputs - rank, bias=bias, **factory)
         self.register_buffer("order", torch.arange(outputs, device=factory.get("device")))
 
-    def second(self, y):
-        both = torch.cat([y, self.left(y)], dim=-1)
+    def product(self, x):
+        rows = self.right(x)
+        both = torch.cat([rows, self.left(rows)], dim=-1)
         return both.index_select(-1, self.order.argsort())
 
     def matrix(self, dtype):
@@ -233,13 +221,8 @@ def _placed(kind):
         nn.Module.__init__(self)
         self.at, self.homes = name, {part: owner._modules[part] for part in present(projection)}
         self.in_features, self.out_features = projection.in_features, projection.out_features
-        self.together = None
         if hasattr(projection, "rank"):
             self.rank = projection.rank
-
-    def forward(self, x):
-        y = None if self.together is None else self.together.product(self.at, x)
-        return kind.forward(self, x) if y is None else self.complete(y)
 
     def find(part):
         def get(self):
@@ -249,8 +232,9 @@ def _placed(kind):
         return property(get)
 
     body = {part: find(part) for part in kind.PARTS}
-    body |= {"__init__": init, "forward": forward, "__module__": __name__}
-    return type(f"Placed{kind.__name__}", (kind,), body)
+    return type(
+        f"Placed{kind.__name__}", (kind,), {"__init__": init, "__module__": __name__} | body
+    )
 
 
 def present(projection):
@@ -260,100 +244,6 @@ def present(projection):
 
 PLACED = {kind: _placed(kind) for kind in (NarrowLinear, LowRankLinear, PivotedLinear)}
 globals().update({kind.__name__: kind for kind in PLACED.values()})
-
-
-SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-
-
-class Together:
-    """Changed projections of one module that read the same input: their first products are one.
-
-    The first that is called computes it for all, and the others take their parts when they are
-    called with the same tensor. So it is without gradients and outside compiled graphs, as long as
-    every first layer is a plain `nn.Linear` without a bias and without hooks. Its weights are then
-    slices of one tensor, and are made so where they are not: after loading, copying or `to`.
-    """
-
-    def __init__(self, homes):
-        self.homes, self.held = homes, None
-
-    def __reduce__(self):
-        return Together, (self.homes,)
-
-    def product(self, name, x):
-        """Of one of the projections; None where it is to compute its own."""
-        if torch.compiler.is_compiling() or torch.is_grad_enabled() or type(x) is not torch.Tensor:
-            return None
-        held = self.held
-        if held is not None and held[0]() is x and name in held[1]:
-            y = held[1].pop(name)
-            self.held = held if held[1] else None
-            return y
-        weights = self.weights()
-        whole = None if weights is None else _side_by_side(weights)
-        if whole is None:
-            return None
-        sizes = [len(weight) for weight in weights]
-        parts = dict(zip(self.homes, nn.functional.linear(x, whole).split(sizes, dim=-1)))
-        own = parts.pop(name)
-        self.held = (weakref.ref(x), parts)
-        return own
-
-    def weights(self):
-        """Of the first layers; None where one of them does more than multiply."""
-        layers = [home._modules.get(name) for name, home in self.homes.items()]
-        if not all(type(layer) is nn.Linear and _only_multiplies(layer) for layer in layers):
-            return None
-        weights = [layer.weight for layer in layers]
-        return weights if all(type(weight) is nn.Parameter for weight in weights) else None
-
-
-def _only_multiplies(linear):
-    hooks = linear._forward_hooks or linear._forward_pre_hooks
-    return linear.bias is None and not hooks and "forward" not in vars(linear)
-
-
-def _side_by_side(weights):
-    """One tensor of which the weights are slices, made so if need be; None where that cannot be."""
-    first = weights[0]
-    kind = first.device, first.dtype, first.shape[1]
-    alike = all((w.device, w.dtype, w.shape[1]) == kind for w in weights)
-    if not alike or first.is_meta or not all(w.is_contiguous() for w in weights):
-        return None
-    storage, end = first.untyped_storage().data_ptr(), first.storage_offset()
-    for weight in weights:
-        if weight.untyped_storage().data_ptr() != storage or weight.storage_offset() != end:
-            return _joined(weights)
-        end += weight.numel()
-    rows = sum(len(weight) for weight in weights)
-    return first.as_strided((rows, first.shape[1]), first.stride())
-
-
-def _joined(weights):
-    """The weights copied into one tensor, whose slices they become; None where others hold them."""
-    for weight in weights:
-        alone = weight.untyped_storage().nbytes() == weight.nbytes
-        lent = weight.device.type == "cpu" and weight.is_shared()
-        if not alone or lent or weight.is_inference():
-            return None
-    with torch.inference_mode(False), torch.no_grad():
-        whole = torch.cat(weights)
-        for weight, part in zip(weights, whole.split([len(weight) for weight in weights])):
-            weight.data = part
-    return whole
-
-
-def _gather(changed):
-    """Let the changed projections of a module that read the same input compute together."""
-    for names in SAME_INPUT:
-        found = [changed[name] for name in names if name in changed]
-        for one in found:
-            one.together = None
-        homes = {one.at: one.homes[one.PARTS[0]] for one in found if one.read is None}
-        if len(homes) > 1:
-            together = Together(homes)
-            for name in homes:
-                changed[name].together = together
 
 
 class Variant:
@@ -401,7 +291,6 @@ def restyle(module, **traits):
         module.__class__ = stock
         return
     module.__dict__["_traits"] = traits
-    _gather(traits["changed"])
     key = (tuple(traits["changed"]), traits["layout"] is not None, traits["branch"])
     module.__class__ = variant(stock, *key)
 
