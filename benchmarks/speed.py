@@ -32,7 +32,6 @@ from lorap_exp.methods.planner import plan_stack
 from lorap_exp.models.checkpoint import compressed_config
 from lorap_exp.models.layout import dense_shape, settings_of
 from lorap_exp.models.loading import load_config
-from lorap_exp.models.modeling_compressed import projections
 from lorap_exp.planning.edits import Edit, Factor, Plan, Resize
 from lorap_exp.planning.shapes import Shape
 from lorap_exp.planning.stack import Budget
@@ -160,14 +159,6 @@ def limit(machine: Machine, model: PreTrainedModel, dense: PreTrainedModel, batc
     return machine.least(*needed(dense, batch)) / machine.least(*needed(model, batch))
 
 
-def separately(config: PreTrainedConfig) -> PreTrainedModel:
-    """A model whose projections each compute their own first product."""
-    model = random_model(config)
-    for projection in projections(model).values():
-        projection.together = None
-    return model
-
-
 def row(*cells: str) -> None:
     """A line of a table, at once."""
     print("| " + " | ".join(cells) + " |", flush=True)
@@ -196,13 +187,6 @@ def compare_forms(name: str, machine: Machine, repeats: int) -> None:
             f"{name}, {method}: a decoded token reads {bytes_read(model) / 1e6:.0f} MB in place of "
             f"{read / 1e6:.0f} MB; {head / 1e6:.0f} MB of both are the head"
         )
-        if method != "pruned":
-            apart = separately(small)
-            for what, _, work in works():
-                speed = compare(what, work, model, apart, repeats)
-                rates = (f"{speed.dense:.1f}", f"{speed.value:.1f}")
-                row(name, f"{method}, one first product", what, *rates, spread(speed), "")
-            del apart
         del model
     print("\n" + "\n".join(told) + "\n")
 
