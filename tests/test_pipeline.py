@@ -151,7 +151,7 @@ def test_a_dense_model_is_scored_once_for_all_jobs(
     first = pipeline.run(dense[0], tmp_path / "first")
     other = config(stable, "ratio=0", "evaluation.zero_shot.limit=2")
     assert pipeline.run(other, tmp_path / "other").scores != first.scores
-    monkeypatch.setattr(suite, "evaluate_task", fail)
+    monkeypatch.setattr(zero_shot, "evaluate_task", fail)
     monkeypatch.setattr(suite, "evaluate_perplexity", fail)
     assert pipeline.run(dense[1], tmp_path / "second").scores == first.scores
 
@@ -167,7 +167,7 @@ def test_a_model_that_was_not_kept_is_made_again(
     tmp_path: Path, config: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = pipeline.run(config("keep_model=false"), tmp_path)
-    monkeypatch.setattr(suite, "evaluate_task", fail)
+    monkeypatch.setattr(zero_shot, "evaluate_task", fail)
     monkeypatch.setattr(suite, "evaluate_perplexity", fail)
     assert pipeline.run(config(), tmp_path).scores == first.scores
     assert (tmp_path / "model" / "model.safetensors").exists()
@@ -185,7 +185,7 @@ def test_a_cut_evaluation_goes_on(
         done.append(task)
         return real(judged, task, **rest)
 
-    monkeypatch.setattr(suite, "evaluate_task", cut)
+    monkeypatch.setattr(zero_shot, "evaluate_task", cut)
     with pytest.raises(KeyboardInterrupt):
         pipeline.run(config(), tmp_path)
     assert json.loads((tmp_path / "status.json").read_text())["state"] == "interrupted"
@@ -197,7 +197,7 @@ def test_a_cut_evaluation_goes_on(
         assert task not in done
         return real(judged, task, **rest)
 
-    monkeypatch.setattr(suite, "evaluate_task", rest_only)
+    monkeypatch.setattr(zero_shot, "evaluate_task", rest_only)
     result = pipeline.run(config(), tmp_path)
     assert len(result.scores.tasks) == 7
 
