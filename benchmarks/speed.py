@@ -13,11 +13,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from benchmarks.cost import configuration
 from benchmarks.roofline import peak_bandwidth, peak_flops
+from benchmarks.streaming import llama
 from lorap_exp.evaluation.efficiency import (
     Decoder,
     Speed,
@@ -54,18 +55,6 @@ METHODS: Mapping[str, tuple[str, ...]] = {
 def smollm2() -> PreTrainedConfig:
     """30 layers, hidden 576, MLP 1536, 9 / 3 heads; the head is the embedding."""
     return load_config(configuration().model)
-
-
-def llama() -> PreTrainedConfig:
-    """The shape of TinyLlama."""
-    return LlamaConfig(
-        vocab_size=32000,
-        hidden_size=2048,
-        intermediate_size=5632,
-        num_hidden_layers=22,
-        num_attention_heads=32,
-        num_key_value_heads=4,
-    )
 
 
 MODELS: Mapping[str, Callable[[], PreTrainedConfig]] = {

@@ -26,9 +26,9 @@ print(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
 DESCRIPTIONS = {"README.md", "plan.json", "result.json"}
 
 
-def checkpoint(folder: Path, layers: int) -> int:
-    """Write the random model; its bytes."""
-    config = LlamaConfig(
+def llama(layers: int = 22) -> LlamaConfig:
+    """The shape of TinyLlama, 1.1B parameters with all its layers."""
+    return LlamaConfig(
         num_hidden_layers=layers,
         hidden_size=2048,
         intermediate_size=5632,
@@ -37,6 +37,11 @@ def checkpoint(folder: Path, layers: int) -> int:
         vocab_size=32_000,
         max_position_embeddings=2048,
     )
+
+
+def checkpoint(folder: Path, layers: int) -> int:
+    """Write the random model; its bytes."""
+    config = llama(layers)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.save_pretrained(folder, max_shard_size="600MB")

@@ -23,6 +23,8 @@ from lorap_exp.models.source import Source
 Gains = Mapping[str, Tensor]
 """Weights of norms by name: number of the block and path in it, or FINAL."""
 FINAL = "final"
+ENDS = (torch.zeros_like, torch.ones_like)
+"""Gains between which a norm is compared with itself, see `Sums`."""
 
 
 def norms_of(block: Block) -> dict[str, nn.Module]:
@@ -148,15 +150,12 @@ class Sums:
     def add(self, name: str, norm: nn.Module, x: Tensor, pull: Tensor, draw: Tensor) -> None:
         """Of one norm: its input, and the gradients of both losses at its output."""
         weight: Any = norm.weight
-        ends = [functional_call(norm, {"weight": f(weight)}, (x,)) for f in _ENDS]
+        ends = [functional_call(norm, {"weight": f(weight)}, (x,)) for f in ENDS]
         unit = (ends[1].float() - ends[0].float()).flatten(0, -2)
         gradient = (unit * pull.float().flatten(0, -2)).sum(0)
         square = (unit * draw.float().flatten(0, -2)).square().sum(0)
         self.gradients[name] = self.gradients.get(name, 0.0) + gradient
         self.squares[name] = self.squares.get(name, 0.0) + square
-
-
-_ENDS = (torch.zeros_like, torch.ones_like)
 
 
 class Seen:

@@ -67,7 +67,7 @@ class Whole:
     Attributes:
         source: the model, loaded when it is first asked for; rewritten by the step.
         calibration: tokens (samples, T); None when nothing is calibrated.
-        how: the walk is to be done: batch size and place of hidden states.
+        how: a walk is to be done: batch size and place of hidden states.
         read: what the step's `read` returned.
         original: opens the original model, beside the compressed one.
         folder: where the step keeps what must survive a kill.

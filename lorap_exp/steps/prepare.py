@@ -61,8 +61,12 @@ class Basis:
     @property
     def bos(self) -> int | None:
         """The token that every window must begin with, if there is one."""
-        every = family_of(self.model_config).bos_every_chunk
-        return self.tokenizer.bos_token_id if every else None
+        return bos_of(self.model_config, self.tokenizer)
+
+
+def bos_of(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token that every window must begin with, if there is one."""
+    return tokenizer.bos_token_id if family_of(config).bos_every_chunk else None
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,7 @@ def open_basis(cfg: Config, job: Job, device: torch.device) -> Basis:
     asked = (cfg.evaluation.zero_shot, cfg.evaluation.generation)
     ends = any(stack.trains for stack in stacks) or any(suite is not None for suite in asked)
     check_tokenizer(tokenizer, model_config, ends=ends)
-    bos = tokenizer.bos_token_id if family_of(model_config).bos_every_chunk else None
+    bos = bos_of(model_config, tokenizer)
     suite = prepare_suite(cfg.evaluation, data, tokenizer, job.folder / "tasks", bos)
     check_ids(
         {f"evaluation.perplexity.texts {text.name}": chunks for text, chunks in suite.texts},
@@ -281,27 +285,24 @@ def rule_of(allocation: AllocationConfig) -> Rule:
 
 def calibration_ids(cfg: Config, basis: Basis) -> Tensor:
     """Calibration tokens (samples, length)."""
-    asked = cfg.calibration
-    return sample_windows(
-        read_documents(asked, basis.data),
-        basis.tokenizer,
-        samples=asked.samples,
-        length=asked.length,
-        seed=asked.seed + cfg.seed,
-        bos=basis.bos,
-    )
+    documents, tokenizer = read_documents(cfg.calibration, basis.data), basis.tokenizer
+    return sample_windows(documents, tokenizer, **_drawing(cfg, basis))
 
 
 def held_out_ids(cfg: Config, basis: Basis) -> Tensor:
     """Windows (held_out, length) of the calibration text that no calibration window overlaps."""
-    asked = cfg.calibration
+    documents, tokenizer = read_documents(cfg.calibration, basis.data), basis.tokenizer
     return further_windows(
-        read_documents(asked, basis.data),
-        basis.tokenizer,
-        samples=asked.samples,
+        documents,
+        tokenizer,
         held=cfg.choose.held_out,
-        length=asked.length,
-        seed=asked.seed + cfg.seed,
-        bos=basis.bos,
         setting="choose.held_out",
+        **_drawing(cfg, basis),
     )
+
+
+def _drawing(cfg: Config, basis: Basis) -> dict[str, Any]:
+    """How the calibration windows are drawn."""
+    asked = cfg.calibration
+    seed = asked.seed + cfg.seed
+    return {"samples": asked.samples, "length": asked.length, "seed": seed, "bos": basis.bos}

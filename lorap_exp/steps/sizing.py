@@ -1,5 +1,7 @@
 """The ratios at which a method may meet what is asked, from its plans alone; no weight is read."""
 
+from bisect import bisect_left
+
 import torch
 
 from lorap_exp.config import Config, MethodConfig
@@ -7,7 +9,6 @@ from lorap_exp.errors import LorapError
 from lorap_exp.methods.contract import build_stack
 from lorap_exp.models.sizes import planned_bytes
 from lorap_exp.planning.edits import Plan
-from lorap_exp.planning.search import least
 from lorap_exp.steps.prepare import Basis, plan_method
 
 COARSE = 100
@@ -75,9 +76,7 @@ def _ratio_for_bytes(
             f"target.bytes must lie in [{smallest}, {bytes_of(cfg, basis, Plan(0.0))}) for "
             f"{method.name}, got {target}"
         )
-    at = least(
-        lambda number: bytes_of(cfg, basis, plans[ratios[number]]) <= target, -1, len(ratios) - 1
-    )
+    at = bisect_left(ratios[:-1], True, key=lambda r: bytes_of(cfg, basis, plans[r]) <= target)
 
     def fits(number: int) -> bool:
         try:
@@ -86,4 +85,5 @@ def _ratio_for_bytes(
             return False
 
     low = ratios[at - 1] if at > 0 else 0.0
-    return least(fits, round(low * FINE), round(ratios[at] * FINE)) / FINE
+    numbers = range(round(low * FINE) + 1, round(ratios[at] * FINE))
+    return (numbers.start + bisect_left(numbers, True, key=fits)) / FINE

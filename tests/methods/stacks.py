@@ -93,17 +93,28 @@ def rewrite_whole(
     step: Step, model: PreTrainedModel, edits: Sequence[Edit], ids: Tensor, folder: Path
 ) -> Whole:
     """What a step of reach "model" makes of a model."""
-    part = Whole(
+    part = whole(model, ids, folder)
+    step.apply(part, edits, None, {})
+    return part
+
+
+def whole(
+    model: PreTrainedModel,
+    ids: Tensor,
+    folder: Path,
+    original: PreTrainedModel | None = None,
+    bars: Any = no_bars,
+) -> Whole:
+    """What a step of reach "model" is given; the original is the model itself by default."""
+    return Whole(
         lambda: Source(model),
         calibration=ids,
         how=Walk(4),
         read=None,
-        original=lambda: Source(model),
+        original=lambda: Source(original or model),
         folder=folder,
-        bars=no_bars,
+        bars=bars,
     )
-    step.apply(part, edits, None, {})
-    return part
 
 
 def rebuilt(model: PreTrainedModel, plan: Plan) -> PreTrainedModel:

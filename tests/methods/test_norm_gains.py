@@ -15,7 +15,7 @@ from lorap_exp.errors import LorapError
 from lorap_exp.methods.contract import Whole, build_stack
 from lorap_exp.methods.norm_gains import NormGains, current_gains, newton_step
 from lorap_exp.models.source import Source
-from tests.methods.stacks import no_bars
+from tests.methods.stacks import whole
 
 Make = Callable[..., Config]
 Tiny = Callable[..., PreTrainedModel]
@@ -24,15 +24,7 @@ STEP = NormGains(steps=2, samples=None, held_out=4, damping=1.0)
 
 
 def fitted(model: PreTrainedModel, original: PreTrainedModel, folder: Path) -> Whole:
-    part = Whole(
-        lambda: Source(model),
-        calibration=IDS,
-        how=Walk(4),
-        read=None,
-        original=lambda: Source(original),
-        folder=folder,
-        bars=no_bars,
-    )
+    part = whole(model, IDS, folder, original)
     assert STEP.apply(part, [], None, {}) == ()
     return part
 

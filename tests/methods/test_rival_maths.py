@@ -15,14 +15,14 @@ from lorap_exp.config import Config
 from lorap_exp.errors import LorapError
 from lorap_exp.evaluation.perplexity import mean_nll
 from lorap_exp.methods.asvd import Sensitivity
-from lorap_exp.methods.contract import Stack, Whole, build_stack
+from lorap_exp.methods.contract import Stack, build_stack
 from lorap_exp.methods.laco import LaCo, collapse, restore
 from lorap_exp.methods.low_rank import LowRank
 from lorap_exp.models.families import blocks_of
 from lorap_exp.models.modeling_compressed import LowRankLinear
 from lorap_exp.models.source import Source
 from lorap_exp.planning.edits import Bias, Drop, Merge, Plan, Resize
-from tests.methods.stacks import compress, no_bars, planned, shape_of
+from tests.methods.stacks import compress, planned, shape_of, whole
 
 Make = Callable[..., Config]
 Tiny = Callable[..., PreTrainedModel]
@@ -189,18 +189,6 @@ def test_laco_adds_the_differences_to_the_original_base(tiny: Tiny) -> None:
     assert torch.equal(base.weight("gate"), weights[0])
 
 
-def whole(model: PreTrainedModel, folder: Path, bars: Any = no_bars) -> Whole:
-    return Whole(
-        lambda: Source(model),
-        calibration=IDS,
-        how=Walk(4),
-        read=None,
-        original=lambda: Source(model),
-        folder=folder,
-        bars=bars,
-    )
-
-
 @pytest.mark.parametrize("threshold", [-1.0, 0.9, 1.0])
 def test_laco_ends_at_the_planned_number_and_its_plan_says_how(
     tiny: Tiny, tmp_path: Path, threshold: float
@@ -218,7 +206,7 @@ def test_laco_ends_at_the_planned_number_and_its_plan_says_how(
             tried.append(trial)
             yield trial
 
-    part = whole(model, tmp_path, lambda label, unit: shown)
+    part = whole(model, IDS, tmp_path, bars=lambda label, unit: shown)
     done = Plan(3 / 8) + step.apply(part, edits, None, {})
     assert len(done.removed_layers) == 3 and 0 not in done.removed_layers
     assert Plan.from_dict(done.to_dict()) == done
