@@ -18,7 +18,7 @@ import lorap_exp.commands.main  # noqa: F401  (registers the resolvers that conf
 from lorap_exp.calibration.evidence import Sharing
 from lorap_exp.calibration.walk import Walk
 from lorap_exp.commands.catalogue import conf_folder
-from lorap_exp.config import Config, ModelConfig, validate
+from lorap_exp.config import Config, validate
 from lorap_exp.data.embedded import part
 from lorap_exp.evaluation.perplexity import chunk, mean_nll
 from lorap_exp.methods.contract import Stack, build_stack
@@ -31,6 +31,7 @@ from lorap_exp.ops.low_rank import project_outputs
 from lorap_exp.planning.edits import Edit, Factor, Plan
 from lorap_exp.planning.shapes import shape_of
 from lorap_exp.planning.stack import Budget
+from lorap_exp.schema.inputs import ModelConfig
 from lorap_exp.workspace.progress import no_bar
 
 REPEATS, BATCH = 3, 16

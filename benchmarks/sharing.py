@@ -14,9 +14,9 @@ from torch import Tensor
 from benchmarks.cost import BATCH, REPEATS, Work, configuration, sample, seconds
 from lorap_exp.calibration.evidence import Sharing
 from lorap_exp.calibration.walk import Walk
-from lorap_exp.config import ModelConfig
 from lorap_exp.methods.contract import Stack, build_stack
 from lorap_exp.models.loading import load_config, load_model
+from lorap_exp.schema.inputs import ModelConfig
 from lorap_exp.workspace.store import Store
 
 RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5)

@@ -14,11 +14,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import lorap_exp.commands.main  # noqa: F401  (registers the resolvers that conf/ uses)
 from lorap_exp.commands.catalogue import conf_folder
-from lorap_exp.config import Config, RandomModelConfig, validate
+from lorap_exp.config import Config, validate
 from lorap_exp.models.families import split_fused
 from lorap_exp.models.fetch import place_of, read_note
 from lorap_exp.models.tiny import random_config
 from lorap_exp.models.wheels import WHEELS
+from lorap_exp.schema.inputs import RandomModelConfig
 
 hypothesis.settings.register_profile("here", deadline=None)  # seconds say nothing on a busy machine
 hypothesis.settings.load_profile("here")

@@ -8,10 +8,11 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lorap_exp import pipeline
-from lorap_exp.config import Config, RandomModelConfig
+from lorap_exp.config import Config
 from lorap_exp.errors import LorapError
 from lorap_exp.methods import low_rank
 from lorap_exp.models.tiny import byte_tokenizer, random_config
+from lorap_exp.schema.inputs import RandomModelConfig
 
 Make = Callable[..., Config]
 Tiny = Callable[..., PreTrainedModel]

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lorap_exp.config import CalibrationConfig
 from lorap_exp.data import files
 from lorap_exp.data.embedded import Embedded
 from lorap_exp.data.source import DataSource
 from lorap_exp.errors import LorapError
+from lorap_exp.schema.inputs import CalibrationConfig
 
 SPECIAL = 2
 """Tokens that a tokenizer may put around a document."""

@@ -13,10 +13,10 @@ from typing import Any, Protocol
 
 import datasets
 
-from lorap_exp.config import DataConfig
 from lorap_exp.data.embedded import Embedded
 from lorap_exp.data.hub import Hub
 from lorap_exp.data.local import Local
+from lorap_exp.schema.inputs import DataConfig
 
 
 class DataSource(Protocol):

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, StaticCache
 
-from lorap_exp.config import EfficiencyConfig
 from lorap_exp.errors import LorapError
+from lorap_exp.schema.evaluation import EfficiencyConfig
 from lorap_exp.workspace.progress import PEAK_RESET, host_peak
 
 PREFILL, FIRST = "prefill", "first token"

@@ -13,7 +13,6 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lorap_exp.calibration.stream import Place
-from lorap_exp.config import EfficiencyConfig, EvaluationConfig, PerplexityConfig
 from lorap_exp.data.source import DataSource, Text
 from lorap_exp.evaluation.accuracy import GenerationScore, TaskScore
 from lorap_exp.evaluation.batches import halving
@@ -23,6 +22,7 @@ from lorap_exp.evaluation.profiles import FIRST_TOKENS, PROFILES, Profile, read_
 from lorap_exp.evaluation.scores import Scores
 from lorap_exp.evaluation.stability import Choices
 from lorap_exp.models.source import Source
+from lorap_exp.schema.evaluation import EfficiencyConfig, EvaluationConfig, PerplexityConfig
 from lorap_exp.workspace.progress import Meter, bar, say
 
 if TYPE_CHECKING:

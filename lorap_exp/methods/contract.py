@@ -17,7 +17,6 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from lorap_exp.calibration.evidence import Survey
 from lorap_exp.calibration.probes import Asked, Probe
 from lorap_exp.calibration.walk import Visit, Walk
-from lorap_exp.config import MethodConfig
 from lorap_exp.data.source import DataSource
 from lorap_exp.errors import LorapError, explain, shown
 from lorap_exp.methods.targets import find_method_class
@@ -28,6 +27,7 @@ from lorap_exp.planning.options import Option, edits_of
 from lorap_exp.planning.rounding import Rounding
 from lorap_exp.planning.rules import Rule, Uniform
 from lorap_exp.planning.shapes import BlockShape, Shape
+from lorap_exp.schema.method import MethodConfig
 
 Bars = Callable[[str, str], Callable[[Iterable[Any]], Iterable[Any]]]
 """(label, unit) -> a progress bar."""

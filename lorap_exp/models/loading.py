@@ -18,7 +18,6 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from lorap_exp.config import ModelConfig
 from lorap_exp.errors import LorapError, one_line
 from lorap_exp.models import checkpoint
 from lorap_exp.models.digests import digest_weights
@@ -34,6 +33,7 @@ from lorap_exp.models.origin import Source, describe_source, find_source, with_w
 from lorap_exp.models.quantised import as_floats, forget, opening, quantisation_in
 from lorap_exp.models.tiny import byte_tokenizer, random_config
 from lorap_exp.models.tokenizers import open_tokenizer
+from lorap_exp.schema.inputs import ModelConfig
 from lorap_exp.workspace.digests import digest_json
 from lorap_exp.workspace.memory import out_of_memory
 from lorap_exp.workspace.progress import say

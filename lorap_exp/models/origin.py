@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorap_exp.config import ModelConfig
 from lorap_exp.errors import LorapError
 from lorap_exp.models import hub
 from lorap_exp.models.fetch import fetch, origin_of, place_of
 from lorap_exp.models.hub import HubError
 from lorap_exp.models.wheels import WHEELS
+from lorap_exp.schema.inputs import ModelConfig
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from lorap_exp.config import RandomModelConfig
 from lorap_exp.errors import LorapError
+from lorap_exp.schema.inputs import RandomModelConfig
 
 WIDTHS = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size", "moe_intermediate_size")
 FIXED: dict[str, dict[str, Any]] = {

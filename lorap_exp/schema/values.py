@@ -14,6 +14,12 @@ LARGEST = 2**63 - 1
 """Whole numbers are at most this: what a file and every library can hold."""
 
 
+class Bookkeeping:
+    """Marks a field that changes no number: where results lie, how they are logged or computed."""
+
+
+BOOKKEEPING = Bookkeeping()
+
 Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
 
 

@@ -15,7 +15,7 @@ from lorap_exp.calibration.sampling import (
     sample_windows,
 )
 from lorap_exp.calibration.walk import Walk
-from lorap_exp.config import AllocationConfig, Config, identity
+from lorap_exp.config import Config, identity
 from lorap_exp.data.source import DataSource, open_source
 from lorap_exp.errors import LorapError
 from lorap_exp.evaluation.profiles import PROFILES
@@ -35,6 +35,7 @@ from lorap_exp.planning.rounding import Rounding
 from lorap_exp.planning.rules import LayerShares, Proportions, Rule, Uniform
 from lorap_exp.planning.shapes import Shape
 from lorap_exp.planning.stack import Budget
+from lorap_exp.schema.method import AllocationConfig
 from lorap_exp.workspace.digests import digest_file, digest_json
 from lorap_exp.workspace.extras import require
 from lorap_exp.workspace.job import Job

@@ -4,11 +4,12 @@ from bisect import bisect_left
 
 import torch
 
-from lorap_exp.config import Config, MethodConfig
+from lorap_exp.config import Config
 from lorap_exp.errors import LorapError
 from lorap_exp.methods.contract import build_stack
 from lorap_exp.models.sizes import planned_bytes
 from lorap_exp.planning.edits import Plan
+from lorap_exp.schema.method import MethodConfig
 from lorap_exp.steps.prepare import Basis, plan_method
 
 COARSE = 100

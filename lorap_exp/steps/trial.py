@@ -7,11 +7,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from lorap_exp.config import Config, MethodConfig
+from lorap_exp.config import Config
 from lorap_exp.errors import LorapError
 from lorap_exp.evaluation.perplexity import nll_of
 from lorap_exp.models.sizes import stored_bytes
 from lorap_exp.reporting.choice import Trial
+from lorap_exp.schema.method import MethodConfig
 from lorap_exp.steps.compress import compress, open_dense
 from lorap_exp.steps.prepare import Basis, Inputs, prepare
 from lorap_exp.steps.stream import streams

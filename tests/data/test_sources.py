@@ -7,13 +7,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from lorap_exp.config import DataConfig
 from lorap_exp.data.embedded import PARTS, Embedded, part
 from lorap_exp.data.local import Local
 from lorap_exp.data.source import open_source
 from lorap_exp.data.wikitext import articles, rows_of_lines
 from lorap_exp.errors import LorapError
 from lorap_exp.evaluation.profiles import PROFILES, read_text
+from lorap_exp.schema.inputs import DataConfig
 
 
 def test_rows_and_articles() -> None:

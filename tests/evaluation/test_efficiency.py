@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedModel
 
 from lorap_exp import pipeline
-from lorap_exp.config import Config, EfficiencyConfig
+from lorap_exp.config import Config
 from lorap_exp.errors import LorapError
 from lorap_exp.evaluation import efficiency
 from lorap_exp.evaluation.efficiency import (
@@ -19,6 +19,7 @@ from lorap_exp.evaluation.efficiency import (
     weight_bytes,
 )
 from lorap_exp.reporting.table import cells
+from lorap_exp.schema.evaluation import EfficiencyConfig
 
 Model = Callable[..., PreTrainedModel]
 ASKED = EfficiencyConfig(prompt=8, tokens=4, batches=(1, 2), repeats=2, compiled=False)

@@ -10,7 +10,6 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import lorap_exp
 from lorap_exp.commands.info import describe
-from lorap_exp.config import ModelConfig
 from lorap_exp.errors import LorapError
 from lorap_exp.methods.contract import Stack
 from lorap_exp.methods.low_rank import LowRank
@@ -26,6 +25,7 @@ from lorap_exp.models.loading import load_config, load_model
 from lorap_exp.models.modeling_compressed import LowRankLinear
 from lorap_exp.models.tiny import byte_tokenizer
 from lorap_exp.planning.edits import Plan
+from lorap_exp.schema.inputs import ModelConfig
 from tests.methods.stacks import compress, rebuilt, shape_of
 
 Tiny = Callable[..., PreTrainedModel]

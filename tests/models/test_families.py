@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lorap_exp import pipeline
-from lorap_exp.config import Config, RandomModelConfig
+from lorap_exp.config import Config
 from lorap_exp.errors import LorapError
 from lorap_exp.models.checkpoint import as_compressed, check_reload, count_parameters, export, save
 from lorap_exp.models.experts import experts_setting, keep_experts
@@ -30,6 +30,7 @@ from lorap_exp.models.families import (
 from lorap_exp.models.stock import stock_settings
 from lorap_exp.models.structure import Family
 from lorap_exp.models.tiny import byte_tokenizer, random_config
+from lorap_exp.schema.inputs import RandomModelConfig
 from tests.models.compressing import IDS, rewrite
 
 DENSE = (

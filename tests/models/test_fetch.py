@@ -8,7 +8,6 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from lorap_exp.config import ModelConfig
 from lorap_exp.errors import LorapError
 from lorap_exp.models import fetch as fetching
 from lorap_exp.models.fetch import fetch, place_of, read_note
@@ -17,6 +16,7 @@ from lorap_exp.models.loading import load_config, load_model, load_tokenizer
 from lorap_exp.models.origin import describe_source, find_source, local_folder
 from lorap_exp.models.tiny import byte_tokenizer
 from lorap_exp.models.wheels import WHEELS, Wheel
+from lorap_exp.schema.inputs import ModelConfig
 from tests.conftest import REPOSITORY
 
 HUB = "someone/small-model"

@@ -21,12 +21,12 @@ from transformers import (
     PreTrainedModel,
 )
 
-from lorap_exp.config import ModelConfig, RandomModelConfig
 from lorap_exp.errors import LorapError
 from lorap_exp.models.inspection import check_complete
 from lorap_exp.models.loading import load_config, load_model, load_tokenizer
 from lorap_exp.models.tiny import byte_tokenizer, random_config
 from lorap_exp.models.tokenizers import check_tokenizer
+from lorap_exp.schema.inputs import ModelConfig, RandomModelConfig
 
 IDS = torch.arange(12)[None]
 SIZES = {"blocks": 2, "hidden_size": 64, "intermediate_size": 96, "heads": 4, "kv_heads": 2}

@@ -13,10 +13,10 @@ from transformers import (
     ViTConfig,
 )
 
-from lorap_exp.config import ModelConfig, RandomModelConfig
 from lorap_exp.errors import LorapError
 from lorap_exp.models.loading import load_config, load_model, load_tokenizer
 from lorap_exp.models.tiny import byte_tokenizer, random_config
+from lorap_exp.schema.inputs import ModelConfig, RandomModelConfig
 
 
 def at(path: str) -> ModelConfig:

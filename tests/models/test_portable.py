@@ -12,10 +12,10 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from lorap_exp.config import RandomModelConfig
 from lorap_exp.models.checkpoint import as_compressed, check_reload, export, load, save
 from lorap_exp.models.families import split_fused
 from lorap_exp.models.tiny import byte_tokenizer, random_config
+from lorap_exp.schema.inputs import RandomModelConfig
 from tests.models.compressing import IDS, rewrite
 
 Tiny = Callable[..., PreTrainedModel]
