@@ -10,6 +10,7 @@ import tempfile
 import traceback
 from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +67,10 @@ def fast_dtype(device: Any) -> str:
 OmegaConf.register_new_resolver("fast_dtype", fast_dtype, replace=True)
 OmegaConf.register_new_resolver("ratio_unless", ratio_unless, replace=True)
 OmegaConf.register_new_resolver("methods", methods, replace=True)
-DRY_RUN = "LORAP_DRY_RUN"
-"""Set in the environment of this process for `--dry-run`."""
+DRY_RUN: ContextVar[bool] = ContextVar("dry_run", default=False)
+"""Whether the jobs are listed and not run: `--dry-run`."""
 failed: list[Path] = []
-"""Jobs of this process that ended in an exception."""
+"""Jobs of this command that ended in an exception."""
 EXTRAS = {"joblib": "joblib", "submitit": "slurm", "ray": "ray", "optuna": "optuna"}
 """The extra that brings each plugin of Hydra."""
 
@@ -100,7 +101,7 @@ def job(cfg: DictConfig) -> float | None:
     folder = Path(hydra_cfg.runtime.output_dir)
     searches = not hydra_cfg.sweeper._target_.endswith(".BasicSweeper")
     raw: Any = OmegaConf.to_container(cfg, resolve=True)
-    if DRY_RUN in os.environ:
+    if DRY_RUN.get():
         if searches:
             sys.exit("error: --dry-run lists the jobs of a sweep; a search chooses them as it goes")
         root = Path(hydra_cfg.runtime.cwd, raw["output_root"], raw["name"])
@@ -215,11 +216,15 @@ def listing(arguments: list[str], scratch: str) -> list[str]:
 
 def launch(dry: bool) -> None:
     """Run the jobs, or list them, and end a sweep in its table."""
+    failed.clear()
     if dry:
-        os.environ[DRY_RUN] = "1"
-        with tempfile.TemporaryDirectory() as scratch:
-            sys.argv[1:] = listing(sys.argv[1:], scratch)
-            job()
+        token = DRY_RUN.set(True)
+        try:
+            with tempfile.TemporaryDirectory() as scratch:
+                sys.argv[1:] = listing(sys.argv[1:], scratch)
+                job()
+        finally:
+            DRY_RUN.reset(token)
         return
     try:
         job()

@@ -71,7 +71,7 @@ def test_an_evaluation_goes_on(
         return run
 
     monkeypatch.setattr(suite, "evaluate_perplexity", crowded(real_perplexity))
-    monkeypatch.setattr(suite, "evaluate_task", crowded(real_task))
+    monkeypatch.setattr(zero_shot, "evaluate_task", crowded(real_task))
     found = pipeline.run(config(), tmp_path / "crowded")
     assert {16, 8, 4} <= set(seen)
     for one, other in zip(found.scores.perplexity, expected.scores.perplexity, strict=True):

@@ -284,7 +284,6 @@ def test_a_sweep_over_ratios(
     said = capsys.readouterr().out
     assert said.count("would run; tries lorap, svd at ratio") == 2
     assert "on 8 windows, 4 held out, for 3600 s" in said
-    monkeypatch.delenv("LORAP_DRY_RUN", raising=False)
     monkeypatch.setattr("sys.argv", ["lorap_exp", *command])
     main()
     rows = (tmp_path / "sweep" / "report.csv").read_text().splitlines()
