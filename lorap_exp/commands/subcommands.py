@@ -1,6 +1,7 @@
 """The subcommands beside a run: for saved models, reports, what is fetched, and the store."""
 
 import argparse
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -177,7 +178,8 @@ def _list_store(options: argparse.Namespace) -> None:
     from lorap_exp.workspace.store import Store, table
 
     if (folder := _store_folder(options)) is not None:
-        print(table(Store(folder, 0).entries()))
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        print(table(Store(folder, 0).entries(), width))
 
 
 def _prune_store(options: argparse.Namespace) -> None:

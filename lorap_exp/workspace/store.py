@@ -264,12 +264,17 @@ def is_store(folder: Path) -> bool:
     return (folder / MARK).is_file()
 
 
-def table(entries: list[Entry]) -> str:
-    """One line for each entry, the least recently used first, and the sum."""
+def table(entries: list[Entry], width: int | None = None) -> str:
+    """One line for each entry, the least recently used first, and the sum.
+
+    Lines longer than `width` are cut.
+    """
     lines = [f"{'kind':<11} {'MiB':>9}  {'last used':<16}  key"]
     for entry in entries:
         used = datetime.fromtimestamp(entry.used).strftime("%Y-%m-%d %H:%M")
         key = ", ".join(f"{name}={str(value)[:24]}" for name, value in entry.key.items())
-        lines.append(f"{entry.kind:<11} {entry.bytes / 2**20:>9.2f}  {used:<16}  {key}")
+        line = f"{entry.kind:<11} {entry.bytes / 2**20:>9.2f}  {used:<16}  {key}"
+        whole = width is None or len(line) <= width
+        lines.append(line if whole else f"{line[: width - 1]}…")
     size = sum(entry.bytes for entry in entries)
     return "\n".join([*lines, f"{len(entries)} entries, {size / 2**20:.1f} MiB"])
