@@ -8,8 +8,7 @@ kind of noise everywhere, nothing is calibrated.
 
 import argparse
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,7 +32,6 @@ from lorap_exp.methods.planner import plan_stack
 from lorap_exp.models.checkpoint import compressed_config
 from lorap_exp.models.layout import dense_shape, settings_of
 from lorap_exp.models.loading import load_config
-from lorap_exp.planning.edits import Edit, Factor, Plan, Resize
 from lorap_exp.planning.shapes import Shape
 from lorap_exp.planning.stack import Budget
 
@@ -46,7 +44,7 @@ METHODS: Mapping[str, tuple[str, ...]] = {
         f"method.stages.attention.round_to={MULTIPLE}",
         f"method.stages.mlp.round_to={MULTIPLE}",
     ),
-    "lorap_plus": ("method=lorap_plus",),
+    "lorap_plus": ("method=lorap_plus", f"method.stages.all.round_to={MULTIPLE}"),
     "pruned": ("method=pruned", f"method.stages.mlp.round_to={MULTIPLE}"),
 }
 """Published ranks of k are below 64 at this ratio: `allocation=uniform` can be rounded to it."""
@@ -75,18 +73,6 @@ def random_model(config: PreTrainedConfig) -> PreTrainedModel:
     return model.eval().requires_grad_(False)
 
 
-def aligned(edit: Edit) -> Edit:
-    """The edit with the nearest multiple of 64, as `round_to=64` chooses where it is measured."""
-    nearest = partial(_nearest, MULTIPLE)
-    if isinstance(edit, Factor) and edit.rank is not None:
-        return replace(edit, rank=nearest(edit.rank))
-    return replace(edit, size=nearest(edit.size)) if isinstance(edit, Resize) else edit
-
-
-def _nearest(multiple: int, size: int) -> int:
-    return max(1, round(size / multiple)) * multiple
-
-
 def compressed(method: str, config: PreTrainedConfig, dense: Shape) -> tuple[Any, float]:
     """The configuration of a compressed model, and the share of the decoder that it keeps.
 
@@ -94,8 +80,6 @@ def compressed(method: str, config: PreTrainedConfig, dense: Shape) -> tuple[Any
     """
     stack = build_stack(configuration(*METHODS[method]).method)
     plan = plan_stack(stack, dense, Budget(RATIO))
-    if method == "lorap_plus":
-        plan = Plan(RATIO, tuple(aligned(edit) for edit in plan.edits))
     kept = plan.shape(dense).parameters / dense.parameters
     return compressed_config(config, settings_of(plan, config)), kept
 

@@ -101,7 +101,7 @@ def shrink(cfg: Config, folder: Path) -> Config:
     raw = cfg.dump()
     small = compose([*TINY, "evaluation=perplexity"])
     raw |= {key: small[key] for key in ("model", "data", "logging", "dtype", "device")}
-    raw["model"]["random"]["blocks"] = 8
+    raw["model"]["random"] |= {"blocks": 8, "intermediate_size": 192}
     raw["store"]["folder"] = str(folder / "store")
     texts = {"text": "embedded", "split": "train"}
     raw["calibration"] |= texts | {"samples": 8, "length": 32, "files": []}
@@ -112,6 +112,9 @@ def shrink(cfg: Config, folder: Path) -> Config:
             raw["evaluation"][section] |= less.get(section, {"samples": 2, "words": 8})
     if raw["evaluation"]["efficiency"] is not None:
         raw["evaluation"]["efficiency"] |= {"prompt": 8, "tokens": 4, "repeats": 2}
+    goals = {"bytes": 1_200_000, "perplexity": 300.0}
+    raw["target"] |= {name: goals[name] for name, goal in raw["target"].items() if goal is not None}
+    raw["choose"] |= {"samples": None, "held_out": 4}
     steps = {"samples": 12, "validation_samples": 4, "max_steps": 2, "batch_size": 4}
     for stage in raw["method"]["stages"].values():
         if stage is not None and "training" in stage:

@@ -134,6 +134,8 @@ def observing(
             raise EnoughSeenError
 
     def before(place: str) -> Callable[..., None]:
+        if place == "experts":
+            return lambda experts, inputs: note(place, routed(experts, *inputs[1:3]))
         return lambda _, inputs: note(place, inputs[0])
 
     def after(place: str) -> Callable[..., None]:
@@ -164,7 +166,15 @@ def place_in(block: Block, module: nn.Module, place: str) -> nn.Module:
         return module
     if place == "middle":
         return module.get_submodule(block.family.norms[1])
+    if place == "experts" and block.family.experts is not None:
+        return module.get_submodule(block.family.experts)
     return module.get_submodule(block.family.matrices[place.partition(":")[0]])
+
+
+def routed(experts: nn.Module, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
+    """What the router gives each expert, (tokens, experts), 0 for those a token does not use."""
+    count = next(experts.parameters()).shape[0]
+    return weight_TK.new_zeros(len(weight_TK), count).scatter_(1, index_TK, weight_TK)
 
 
 def run_batches(module: nn.Module, position: int, stream: Stream) -> Stream:

@@ -15,8 +15,8 @@ class Probe:
 
     Attributes:
         at: a matrix by its name (its input), "q:out" (its output), "residual" (the hidden states
-            that enter the block), "residual:out" (those that leave it) or "middle" (those that
-            enter the norm before the MLP).
+            that enter the block), "residual:out" (those that leave it), "middle" (those that
+            enter the norm before the MLP) or "experts" (what the router gives each).
         to: where the second of two activations is observed: "down:out" in the original block,
             "down:now" at the output of the block as it is; by default at the same place, or at the
             output of the matrix.

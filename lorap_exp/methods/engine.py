@@ -17,7 +17,7 @@ from lorap_exp.models.source import Source
 from lorap_exp.planning.edits import Edit, of_block
 from lorap_exp.planning.shapes import Shape
 
-ORDER = ("q", "k", "v", "o", "gate", "up", "down")
+ORDER = ("q", "k", "v", "o", "gate", "up", "down", "experts")
 
 
 @torch.no_grad()

@@ -377,7 +377,7 @@ def count_parameters(model: PreTrainedModel) -> dict[str, int]:
 def part_of(name: str, family: Family) -> str:
     """A parameter's part: attention, mlp, replacement, embeddings (with the head) or other.
 
-    A shortcut counts to what is added after it, a branch and the experts of a mixture to the MLP.
+    A shortcut counts to what is added after it; a branch, experts and their router to the MLP.
     """
     owner = name.rpartition(".")[0]
     if owner in (family.embedding, family.head):
@@ -394,5 +394,5 @@ def part_of(name: str, family: Family) -> str:
             return "attention" if matrix in ATTENTION else "mlp"
     if inside.startswith("shortcut_attention."):
         return "attention"
-    beside = (f"{family.mlp}.branch.", "shortcut_mlp.", f"{family.experts}.")
+    beside = (f"{family.mlp}." if family.experts else f"{family.mlp}.branch.", "shortcut_mlp.")
     return "mlp" if inside.startswith(beside) else "other"

@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig
 
 from lorap_exp.errors import LorapError
 from lorap_exp.models.families import Block
+from lorap_exp.planning.shapes import Shape
 
 FIELDS = ("num_local_experts", "num_experts", "n_routed_experts")
 """What configurations call the number of experts."""
@@ -28,7 +29,10 @@ def experts_setting(config: PreTrainedConfig, count: int) -> dict[str, int]:
         raise LorapError(f"experts can be removed from a mixture only, got '{config.model_type}'")
     total, needed = getattr(config, field), config.num_experts_per_tok
     if not needed <= count <= total:
-        raise LorapError(f"the experts kept must lie in [{needed}, {total}], got {count}")
+        raise LorapError(
+            f"ratio must leave {needed} to {total} of {total} experts in a layer (a token uses "
+            f"{needed}), got {count}"
+        )
     return {field: count}
 
 
@@ -39,24 +43,26 @@ def keep_experts(block: Block, kept: Sequence[int]) -> None:
     Raises:
         LorapError: the block has no experts.
     """
-    if block.family.experts is None or block.family.mlp is None:
-        raise LorapError(f"'{block.family.model_type}' has no experts in block {block.index}")
-    mlp = block.module.get_submodule(block.family.mlp)
-    experts = block.module.get_submodule(block.family.experts)
-    total = next(experts.parameters()).shape[0]
-    router = [m for m in mlp.children() if m is not experts and _rows(m) == total]
-    for module in (experts, *router):
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            if parameter.shape[0] == total:
-                index = torch.tensor(list(kept), device=parameter.device)
-                smaller = nn.Parameter(parameter.index_select(0, index), requires_grad=False)
-                module.register_parameter(name, smaller)
-    holders: list[Any] = [mlp, experts, *router]
+    parts = block.per_expert()
+    for module, name in parts:
+        parameter = module.get_parameter(name)
+        index = torch.tensor(list(kept), device=parameter.device)
+        smaller = nn.Parameter(parameter.index_select(0, index), requires_grad=False)
+        module.register_parameter(name, smaller)
+    assert block.family.mlp is not None
+    holders: list[Any] = [block.module.get_submodule(block.family.mlp), *(m for m, _ in parts)]
     for holder in holders:
         if hasattr(holder, "num_experts"):
             holder.num_experts = len(kept)
 
 
-def _rows(module: nn.Module) -> int:
-    first = next(module.parameters(recurse=False), None)
-    return 0 if first is None else first.shape[0]
+def check_experts(shape: Shape, config: PreTrainedConfig) -> None:
+    """Refuse a plan whose layers keep fewer experts than a token needs, or unequal numbers."""
+    counts = {b.widths["experts"] for b in shape.blocks if "experts" in b.widths}
+    for count in counts:
+        experts_setting(config, count)
+    if len({b.size("experts") for b in shape.blocks if "experts" in b.matrices}) > 1:
+        raise LorapError(
+            f"method.protect must be [0, 0] when experts are removed: every layer has as many, "
+            f"got {sorted(counts)} in some"
+        )

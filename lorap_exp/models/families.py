@@ -42,7 +42,8 @@ class Block:
 
     def has(self, place: str) -> bool:
         """Whether it is there: a matrix by its name, or one of the residual stream."""
-        return place in self.family.matrices or place in ("residual", "middle")
+        there = ("residual", "middle", "experts") if self.family.experts else ("residual", "middle")
+        return place in self.family.matrices or place in there
 
     def linear(self, name: str) -> nn.Linear:
         """The projection, whatever its form.
@@ -114,13 +115,41 @@ class Block:
         hidden = self.linear("o").out_features
         add_branch(self.module.get_submodule(self.family.mlp), hidden, rank)
 
+    def per_expert(self) -> list[tuple[nn.Module, str]]:
+        """Modules and their parameters with a row for each expert of a mixture: experts, router.
+
+        Raises:
+            LorapError: the block has no experts.
+        """
+        if self.family.experts is None or self.family.mlp is None:
+            raise LorapError(f"'{self.family.model_type}' has no experts in block {self.index}")
+        experts = self.module.get_submodule(self.family.experts)
+        total = next(experts.parameters()).shape[0]
+        beside = self.module.get_submodule(self.family.mlp).children()
+        routers = [m for m in beside if m is not experts and _rows(m) == total]
+        return [
+            (module, name)
+            for module in (experts, *routers)
+            for name, parameter in module.named_parameters(recurse=False)
+            if parameter.shape[0] == total
+        ]
+
     def shape(self) -> BlockShape:
         matrices = {}
         for name in self.family.matrices:
             linear = self.linear(name)
             outs, ins = linear.out_features, linear.in_features
             matrices[name] = MatrixShape(name, outs, ins, biased=linear.bias is not None)
+        if self.family.experts is not None:
+            stacked = [module.get_parameter(name) for module, name in self.per_expert()]
+            each = sum(parameter[0].numel() for parameter in stacked)
+            matrices["experts"] = MatrixShape("experts", len(stacked[0]), each)
         return BlockShape(self.index, matrices, self.groups, self.heads)
+
+
+def _rows(module: nn.Module) -> int:
+    first = next(module.parameters(recurse=False), None)
+    return 0 if first is None else first.shape[0]
 
 
 def check_shortcuts(family: Family) -> None:

@@ -7,6 +7,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from lorap_exp.models.checkpoint import layer_settings, shorten
+from lorap_exp.models.experts import experts_setting
 from lorap_exp.models.families import Block, family_of, meta_model, shapes_of
 from lorap_exp.models.structure import Family
 from lorap_exp.planning.edits import Edit, Plan
@@ -40,6 +41,8 @@ def settings_of(plan: Plan, config: PreTrainedConfig) -> dict[str, Any]:
         if "residual" in block.widths:
             before = before.resized("residual", block.widths["residual"])
         settings["compressed_modules"] |= _modules(position, block, before, family)
+        if "experts" in block.widths:
+            stock |= experts_setting(config, block.widths["experts"])
         if block.branch is not None:
             branches[str(position)] = block.branch
     numbers = [block.index for block in shape.blocks]
@@ -60,8 +63,8 @@ def _modules(
 ) -> dict[str, dict[str, Any]]:
     """`compressed_modules` of one block."""
     found = {}
-    for name, matrix in block.matrices.items():
-        changes = _changes(name, block, matrix, before.matrices[name])
+    for name in family.matrices:
+        changes = _changes(name, block, block.matrices[name], before.matrices[name])
         if changes:
             found[family.path(position, name)] = changes
     return found
@@ -91,8 +94,8 @@ def block_forms(edits: Sequence[Edit], block: Block) -> dict[str, dict[str, Any]
     before = block.shape()
     after = Plan(0.0, tuple(edits)).shape(Shape((before,))).blocks[0]
     found = {}
-    for name, matrix in after.matrices.items():
-        if changes := _changes(name, after, matrix, before.matrices[name]):
+    for name in block.family.matrices:
+        if changes := _changes(name, after, after.matrices[name], before.matrices[name]):
             found[name] = changes
     return found
 

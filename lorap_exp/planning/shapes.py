@@ -27,16 +27,20 @@ SPACES = {
     "query": Space(("q", "k"), ()),
     "value": Space(("v",), ("o",)),
     "values": Space(("v",), ("o",)),
+    "experts": Space(("experts",), ()),
     "residual": Space(("o", "down"), ("q", "k", "v", "gate", "up")),
 }
 """ffn: intermediate channels. heads: key-value heads, each with the query heads that read it.
 query: features of each query and key head. value: features of each value head; values: of all value
-heads together, unequal ones. residual: the hidden size."""
+heads together, unequal ones. experts: of a mixture. residual: the hidden size."""
 
 
 @dataclass(frozen=True)
 class MatrixShape:
     """A weight of a decoder block under its vocabulary name (q, k, v, o, gate, up, down).
+
+    The experts of a mixture count as one matrix `experts` with a row for each expert: all that one
+    has, and its row of the router.
 
     `biased` says that the original has a bias, `bias` that one was added. `form` says how a
     factorised matrix is stored: "pair", rank * (out + in) numbers, or "pivoted", rank * (out + in -
@@ -62,6 +66,8 @@ class MatrixShape:
     @property
     def row_lengths(self) -> list[int]:
         """Numbers in a row of what is stored: the inputs, and of factors the rank too."""
+        if self.name == "experts":
+            return []
         return [self.in_features] if self.rank is None else [self.in_features, self.rank]
 
 
@@ -129,8 +135,8 @@ class BlockShape:
             return self.groups
         if space == "residual":
             return self.hidden
-        if space == "values":
-            return self.matrices["v"].out_features
+        if space in ("values", "experts"):
+            return self.matrices[SPACES[space].writers[0]].out_features
         return self.matrices["v" if space == "value" else "k"].out_features // self.value_heads
 
     def unit_parameters(self, space: str) -> int:

@@ -14,9 +14,11 @@ ORDER = (*ATTENTION, "gate", "up", "down", *SPACES)
 
 
 def size_maps(jobs: Sequence[JobRecord]) -> list[tuple[str, Chart]]:
-    """(job, heat map) of every compressed job."""
+    """(job, heat map) of every job that changed a size."""
     results = [(job.name, job.result) for job in jobs if job.result is not None]
-    return [(name, _size_map(result)) for name, result in results if not result.plan.is_dense]
+    return [
+        (n, _size_map(result)) for n, result in results if result.planned.blocks != result.shapes
+    ]
 
 
 def _size_map(result: Result) -> Chart:

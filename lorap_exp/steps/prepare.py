@@ -24,6 +24,7 @@ from lorap_exp.methods.contract import Stack, Texts, build_stack
 from lorap_exp.methods.planner import plan_stack
 from lorap_exp.models.checkpoint import count_parameters
 from lorap_exp.models.digests import digest_tokenizer
+from lorap_exp.models.experts import check_experts
 from lorap_exp.models.families import family_of, meta_model
 from lorap_exp.models.layout import dense_shape
 from lorap_exp.models.loading import check_dense, digest_model, load_config, load_tokenizer
@@ -151,6 +152,7 @@ def plan_method(
         step.check(model_config)
     budget = budget_of(cfg, model_config)
     plan = plan_stack(stack, dense, budget)
+    check_experts(plan.shape(dense), model_config)
     check_export(cfg, plan)
     return budget, plan
 

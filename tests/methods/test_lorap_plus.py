@@ -95,8 +95,9 @@ def test_aligned_sizes(tiny: Tiny, config: Make, family: str) -> None:
     model = tiny(family, kv_heads=2, blocks=3)
     aligned = build_stack(config("method=lorap_plus", "method.stages.all.round_to=16").method)
     dense = shape_of(model)
+    before = planned(aligned, model, 0.3)
     plan = compress(model, aligned, 0.3, IDS)
-    for edit in plan.edits:
+    for edit in (*before.edits, *plan.edits):
         assert isinstance(edit, (Factor, Resize))
         size = edit.rank if isinstance(edit, Factor) else edit.size
         assert size is not None and size % 16 == 0

@@ -116,15 +116,16 @@ class LorapPlus(Step):
     def plan(
         self, shape: Shape, ratio: float, seen: Survey | None, alone: bool = True
     ) -> list[Edit]:
-        """Sizes of least damage; without evidence the same share of everything."""
-        even = [edit for block in shape.blocks for edit in _even(block, 1 - ratio)]
+        """Sizes of least damage; without evidence the same share of everything, rounded."""
+        exact = [edit for block in shape.blocks for edit in _even(block, 1 - ratio)]
+        even = [e for b in shape.blocks for e in _even(b, 1 - ratio, self.round_to)]
         if seen is None:
             return even
         trials, curves = self._trials(shape, even), seen.of(self.curves)
         tried = {b.index: modules_of(b, curves[b.index]) for b in shape.blocks}
         found = responses(seen.of(trials), tried, shape.blocks, trials.shares)
         modules = {b.index: modules_of(b, curves[b.index], self.round_to) for b in shape.blocks}
-        budget = Plan(ratio, tuple(even)).shape(shape).parameters
+        budget = Plan(ratio, tuple(exact)).shape(shape).parameters
         return spend(modules, budget, found, self.trust)
 
     def visits(self, present: Sequence[str]) -> list[Visit]:
@@ -166,15 +167,24 @@ class LorapPlus(Step):
         return [Metric(seen[probe].second, self.shrink_inputs) for probe in probes]
 
 
-def _even(block: BlockShape, share: float) -> list[Edit]:
-    """The same share of q, k, the value features and the channels; v and o follow the latter."""
+def _even(block: BlockShape, share: float, round_to: int = 1) -> list[Edit]:
+    """The same share of q, k, the value features and the channels; v and o follow the latter.
+
+    Sizes are the nearest multiples of `round_to`.
+    """
     found: list[Edit] = []
     for name in ("q", "k"):
-        rank = int(rank_option(block.index, block.matrices[name], FORM).size_for(share))
-        found.append(Factor(block.index, name, max(rank, 1), FORM))
+        option = rank_option(block.index, block.matrices[name], FORM)
+        rank = nearest(int(option.size_for(share)), option.full, round_to)
+        found.append(Factor(block.index, name, rank, FORM))
     for space in ("values", "ffn"):
         size = int(share * block.size(space))
         if size < 1:
             raise ValueError(f"a share of {share:.4g} leaves nothing of {space}")
-        found.append(Resize(block.index, space, size))
+        found.append(Resize(block.index, space, nearest(size, block.size(space), round_to)))
     return found
+
+
+def nearest(size: int, full: int, multiple: int) -> int:
+    """The multiple next to a size, at least one of it and at most the full size."""
+    return min(max(round(size / multiple), 1) * multiple, full)
