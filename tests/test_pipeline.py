@@ -153,6 +153,7 @@ def test_a_dense_model_is_scored_once_for_all_jobs(
     assert pipeline.run(other, tmp_path / "other").scores != first.scores
     monkeypatch.setattr(zero_shot, "evaluate_task", fail)
     monkeypatch.setattr(suite, "evaluate_perplexity", fail)
+    monkeypatch.setattr(suite, "encode", fail)
     assert pipeline.run(dense[1], tmp_path / "second").scores == first.scores
 
 

@@ -63,8 +63,18 @@ def tokenize(
     Raises:
         LorapError: the text is shorter than one chunk.
     """
+    return cut(text, encode(text, tokenizer, bos), length, max_tokens, bos)
+
+
+def encode(text: Text, tokenizer: PreTrainedTokenizerBase, bos: int | None) -> Tensor:
+    """All tokens of a text, (n,), int32; with `bos` without special tokens."""
     encoded = tokenizer(text.content, verbose=False, add_special_tokens=bos is None)
-    ids = torch.tensor(encoded["input_ids"], dtype=torch.long)
+    return torch.tensor(encoded["input_ids"], dtype=torch.int32)
+
+
+def cut(text: Text, ids: Tensor, length: int, max_tokens: int | None, bos: int | None) -> Tensor:
+    """The chunks of a text whose tokens are known; see `tokenize`."""
+    ids = ids.long()
     chunks = chunk(ids[:max_tokens], length if bos is None else length - 1)
     if not len(chunks):
         raise LorapError(

@@ -17,13 +17,16 @@ from lorap_exp.data.source import DataSource, Text
 from lorap_exp.evaluation.accuracy import GenerationScore, TaskScore
 from lorap_exp.evaluation.batches import halving
 from lorap_exp.evaluation.efficiency import Efficiency, measure
-from lorap_exp.evaluation.perplexity import Perplexity, evaluate_perplexity, tokenize
+from lorap_exp.evaluation.perplexity import Perplexity, cut, encode, evaluate_perplexity
 from lorap_exp.evaluation.profiles import FIRST_TOKENS, PROFILES, Profile, read_text
 from lorap_exp.evaluation.scores import Scores
 from lorap_exp.evaluation.stability import Choices
+from lorap_exp.models.digests import digest_tokenizer
 from lorap_exp.models.source import Source
 from lorap_exp.schema.evaluation import EfficiencyConfig, EvaluationConfig, PerplexityConfig
 from lorap_exp.workspace.progress import Meter, bar, say
+from lorap_exp.workspace.store import Store
+from lorap_exp.workspace.versions import origins
 
 if TYPE_CHECKING:
     from lorap_exp.evaluation.packed import Packed
@@ -179,8 +182,12 @@ def prepare_suite(
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     bos: int | None,
+    store: Store,
 ) -> Suite:
-    """Read, verify and tokenise everything that will be scored; task files go to `folder`."""
+    """Read, verify and tokenise everything that will be scored; task files go to `folder`.
+
+    Tokens of the texts are shared with other jobs through the store.
+    """
     texts: tuple[tuple[Text, Tensor], ...] = ()
     profile = None
     perplexity, zero_shot = evaluation.perplexity, evaluation.zero_shot
@@ -193,8 +200,9 @@ def prepare_suite(
     if perplexity is not None:
         profile = PROFILES[perplexity.profile]
         read = [read_text(name, profile, data) for name in perplexity.texts]
+        tokens = partial(stored_tokens, tokenizer=tokenizer, bos=bos, store=store)
         texts = tuple(
-            (text, tokenize(text, tokenizer, profile.length, limit_of(text, perplexity), bos))
+            (text, cut(text, tokens(text), profile.length, limit_of(text, perplexity), bos))
             for text in read
         )
     continued = None
@@ -218,6 +226,15 @@ def prepare_suite(
         generation_batch=generation.batch_size if generation is not None else 1,
         efficiency=evaluation.efficiency,
     )
+
+
+def stored_tokens(
+    text: Text, tokenizer: PreTrainedTokenizerBase, bos: int | None, store: Store
+) -> Tensor:
+    """All tokens of a text, each text tokenised once for all jobs."""
+    rules = digest_tokenizer(tokenizer)
+    key = {"text": text.sha256, "tokenizer": rules, "bos": bos is not None, "versions": origins()}
+    return store.tensors("tokens", key, lambda: {"ids": encode(text, tokenizer, bos)})["ids"]
 
 
 def limit_of(text: Text, asked: PerplexityConfig) -> int | None:

@@ -115,7 +115,7 @@ def open_basis(cfg: Config, job: Job, device: torch.device) -> Basis:
     ends = any(stack.trains for stack in stacks) or any(suite is not None for suite in asked)
     check_tokenizer(tokenizer, model_config, ends=ends)
     bos = bos_of(model_config, tokenizer)
-    suite = prepare_suite(cfg.evaluation, data, tokenizer, job.folder / "tasks", bos)
+    suite = prepare_suite(cfg.evaluation, data, tokenizer, job.folder / "tasks", bos, store)
     check_ids(
         {f"evaluation.perplexity.texts {text.name}": chunks for text, chunks in suite.texts},
         model_config,
