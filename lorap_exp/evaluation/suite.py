@@ -51,6 +51,7 @@ class Suite:
     tasks: tuple[str, ...]
     folder: Path
     limit: int | None
+    stderr: float | None
     task_batch: int
     task_tokens: int | None
     form: str
@@ -149,7 +150,12 @@ class Suite:
 
         def answer(batch_size: int) -> tuple[TaskScore, Choices]:
             return evaluate_task(
-                judged, task, folder=self.folder, limit=self.limit, batch_size=batch_size
+                judged,
+                task,
+                folder=self.folder,
+                limit=self.limit,
+                batch_size=batch_size,
+                stderr=self.stderr,
             )
 
         return halving(answer, self.task_batch, "evaluation.zero_shot.batch_size")
@@ -218,6 +224,7 @@ def prepare_suite(
         tasks=zero_shot.tasks if zero_shot is not None else (),
         folder=folder,
         limit=zero_shot.limit if zero_shot is not None else None,
+        stderr=zero_shot.stderr if zero_shot is not None else None,
         task_batch=zero_shot.batch_size if zero_shot is not None else 1,
         task_tokens=zero_shot.batch_tokens if zero_shot is not None else None,
         form=zero_shot.form if zero_shot is not None else "auto",

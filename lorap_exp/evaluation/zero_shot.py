@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import lm_eval
 import lm_eval.api.task
 from transformers import PreTrainedTokenizerBase
 
@@ -21,22 +20,28 @@ from lorap_exp.data.tasks import TASKS
 from lorap_exp.errors import LorapError
 from lorap_exp.evaluation.accuracy import TaskScore
 from lorap_exp.evaluation.packed import Packed
+from lorap_exp.evaluation.rounds import Answers, Sample, ask_all, ask_until, can_stop
 from lorap_exp.evaluation.stability import Choices
 from lorap_exp.evaluation.tasks import manager
 
 lm_eval.api.task.tqdm = partial(lm_eval.api.task.tqdm, disable=True)  # it has no switch of its own
-Sample = Mapping[str, Any]
 FEWSHOT_SEED = 1234
 """That of `lm_eval.simple_evaluate`: which examples stand in a prompt."""
 
 
 def evaluate_task(
-    judged: Packed, task: str, *, folder: Path, limit: int | None, batch_size: int
+    judged: Packed,
+    task: str,
+    *,
+    folder: Path,
+    limit: int | None,
+    batch_size: int,
+    stderr: float | None = None,
 ) -> tuple[TaskScore, Choices]:
     """Score a model on one task, of which `folder` may hold a description, and its choices.
 
     Log-probabilities are taken in float32 whatever the model's dtype. `batch_size` is that of
-    generation and of stock lm-eval.
+    generation and of stock lm-eval. With `stderr`, a task that can stops when it is known so well.
 
     Raises:
         LorapError: the task's data cannot be had, or a likelihood is not finite.
@@ -48,25 +53,18 @@ def evaluate_task(
         tasks = manager(task, folder).load([task])
         for one in tasks["tasks"].values():
             one.set_fewshot_seed(FEWSHOT_SEED)
-        output = lm_eval.evaluate(judged, tasks, limit=limit, bootstrap_iters=0)
+        found = _ask(judged, tasks, task, limit, stderr)
     except (OSError, ConnectionError) as error:
         first = str(error).strip().splitlines()[0]
         raise LorapError(f"evaluation: the data of {task} cannot be had: {first}") from error
-    assert output is not None
-    leaves = list(tasks["tasks"])
-    samples = [sample for leaf in leaves for sample in output["samples"][leaf]]
+    samples = [sample for own in found.samples.values() for sample in own]
     check_finite(task, samples)
-    count = sum(output["n-samples"][leaf]["effective"] for leaf in leaves)
-    metrics = {
-        name.removesuffix(",none"): value
-        for name, value in output["results"][task].items()
-        if isinstance(value, float | int) and "," in name and "_stderr" not in name
-    }
+    metrics = {name.removesuffix(",none"): value for name, value in found.metrics.items()}
     metric = TASKS[task].metric if task in TASKS else next(iter(metrics))
-    choices = read_choices(tasks["tasks"], output["samples"], judged.tokenizer)
+    choices = read_choices(tasks["tasks"], found.samples, judged.tokenizer)
     score = TaskScore(
         task=task,
-        samples=count,
+        samples=found.count,
         metric=metric,
         value=metrics[metric],
         stderr=mean_stderr(metric, metrics[metric], samples),
@@ -78,6 +76,16 @@ def evaluate_task(
         seconds=time.perf_counter() - start,
     )
     return score, choices
+
+
+def _ask(
+    judged: Packed, tasks: Mapping[str, Any], task: str, limit: int | None, stderr: float | None
+) -> Answers:
+    if stderr is None or not can_stop(tasks):
+        return ask_all(judged, tasks, task, limit)
+    (one,) = tasks["tasks"].values()
+    metric = TASKS[task].metric if task in TASKS else next(iter(one.aggregation()))
+    return ask_until(judged, tasks, metric, limit, stderr)
 
 
 def read_choices(

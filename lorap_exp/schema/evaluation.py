@@ -35,14 +35,25 @@ class ZeroShotConfig(Section):
 
     `form` says how likelihoods are computed: in packed rows of `batch_tokens` (null: what memory
     allows), or as stock lm-eval does, `batch_size` requests at a time; generation always is.
+    With `stderr` a task of choices stops when the standard error of its metric is so small.
     """
 
     tasks: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(each_once)]
     limit: Annotated[int, Field(ge=1)] | None
+    stderr: Annotated[float, Field(gt=0, lt=0.5)] | None
     batch_size: Annotated[int, Field(ge=1)]
     batch_tokens: Annotated[int, Field(ge=1)] | None
     form: Literal["auto", "packed", "stock"]
     stability: bool
+
+    @model_validator(mode="after")
+    def _alike(self) -> "ZeroShotConfig":
+        if self.stderr is not None and self.stability:
+            raise ValueError(
+                f"stderr must be null where stability is true: both models must be asked the same "
+                f"questions, got {self.stderr}"
+            )
+        return self
 
 
 class GenerationConfig(Section):
