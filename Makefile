@@ -55,7 +55,7 @@ bench: $(READY)  ## costs as ratios measured side by side
 	$(BIN)/python -m benchmarks.streaming
 	$(BIN)/python -m benchmarks.roofline
 	$(BIN)/python -m benchmarks.forms
-	$(BIN)/python -m benchmarks.speed
+	OMP_WAIT_POLICY=active $(BIN)/python -m benchmarks.speed
 	@if [ -d ../shared/data ]; then $(BIN)/python -m benchmarks.scoring; \
 	else echo "scoring: needs real data, python -m benchmarks.scoring --data FOLDER"; fi
 

@@ -7,11 +7,13 @@ kind of noise everywhere, nothing is calibrated.
 """
 
 import argparse
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
@@ -37,6 +39,8 @@ from lorap_exp.planning.stack import Budget
 
 RATIO, MULTIPLE, LENGTH, PROMPT, TOKENS = 0.5, 64, 512, 8, 9
 BATCHES = (1, 8, 32)
+HEADINGS = ("model", "method (decoder kept)", "what", "before, tokens/s", "now", "times")
+HEADINGS += ("products in proportion", "limit")
 METHODS: Mapping[str, tuple[str, ...]] = {
     "lorap": (
         "method=lorap",
@@ -132,6 +136,30 @@ def limit(machine: Machine, model: PreTrainedModel, dense: PreTrainedModel, batc
     return machine.least(*needed(dense, batch)) / machine.least(*needed(model, batch))
 
 
+def products_share(dense: PreTrainedModel, work: Work) -> float:
+    """Share of the seconds of a work that the products of the dense decoder's layers take."""
+    head = dense.get_output_embeddings()
+    layers = [m for m in dense.modules() if isinstance(m, nn.Linear) and m is not head]
+    begun = spent = 0.0
+
+    def before(*_: Any) -> None:
+        nonlocal begun
+        begun = time.perf_counter()
+
+    def after(*_: Any) -> None:
+        nonlocal spent
+        spent += time.perf_counter() - begun
+
+    hooks = [layer.register_forward_pre_hook(before) for layer in layers]
+    hooks += [layer.register_forward_hook(after) for layer in layers]
+    start = time.perf_counter()
+    work(dense)
+    whole = time.perf_counter() - start
+    for hook in hooks:
+        hook.remove()
+    return spent / whole
+
+
 def row(*cells: str) -> None:
     """A line of a table, at once."""
     print("| " + " | ".join(cells) + " |", flush=True)
@@ -148,6 +176,7 @@ def compare_forms(name: str, machine: Machine, repeats: int) -> None:
     dense, shape = random_model(config), dense_shape(config)
     read, head = bytes_read(dense), head_weights(dense) * 2
     told = []
+    shares = {what: products_share(dense, work) for what, _, work in works()}
     for method in METHODS:
         small, kept = compressed(method, config, shape)
         model = random_model(small)
@@ -155,7 +184,9 @@ def compare_forms(name: str, machine: Machine, repeats: int) -> None:
             speed = compare(what, work, model, dense, repeats)
             most = limit(machine, model, dense, batch)
             rates = (f"{speed.dense:.1f}", f"{speed.value:.1f}")
-            row(name, f"{method} ({kept:.2f})", what, *rates, spread(speed), f"{most:.2f}")
+            alone = f"{1 / (1 - shares[what] * (1 - kept)):.2f}"
+            cells = (*rates, spread(speed), alone, f"{most:.2f}")
+            row(name, f"{method} ({kept:.2f})", what, *cells)
         told.append(
             f"{name}, {method}: a decoded token reads {bytes_read(model) / 1e6:.0f} MB in place of "
             f"{read / 1e6:.0f} MB; {head / 1e6:.0f} MB of both are the head"
@@ -178,8 +209,8 @@ def main() -> None:
         f"{machine.bandwidth / 1e9:.1f} GB/s read\n"
     )
     for name in asked.model or MODELS:
-        row("model", "method (decoder kept)", "what", "before, tokens/s", "now", "times", "limit")
-        row(*["---"] * 7)
+        row(*HEADINGS)
+        row(*["---"] * len(HEADINGS))
         compare_forms(name, machine, asked.repeats)
 
 
