@@ -21,9 +21,9 @@ from lorap_exp.commands.catalogue import conf_folder
 from lorap_exp.config import Config, validate
 from lorap_exp.data.embedded import part
 from lorap_exp.evaluation.perplexity import chunk, mean_nll
-from lorap_exp.methods.contract import Stack, build_stack
 from lorap_exp.methods.engine import rewrite_blocks
 from lorap_exp.methods.planner import plan_group
+from lorap_exp.methods.stack import Stack, build_stack
 from lorap_exp.models.families import blocks_of, shapes_of
 from lorap_exp.models.loading import load_config, load_model, load_tokenizer
 from lorap_exp.models.source import Source

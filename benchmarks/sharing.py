@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks.cost import BATCH, REPEATS, Work, configuration, sample, seconds
 from lorap_exp.calibration.evidence import Sharing
 from lorap_exp.calibration.walk import Walk
-from lorap_exp.methods.contract import Stack, build_stack
+from lorap_exp.methods.stack import Stack, build_stack
 from lorap_exp.models.loading import load_config, load_model
 from lorap_exp.schema.inputs import ModelConfig
 from lorap_exp.workspace.store import Store

@@ -29,9 +29,9 @@ from lorap_exp.evaluation.efficiency import (
     prefill,
     weight_bytes,
 )
-from lorap_exp.methods.contract import build_stack
 from lorap_exp.methods.planner import plan_stack
-from lorap_exp.models.checkpoint import compressed_config
+from lorap_exp.methods.stack import build_stack
+from lorap_exp.models.forms import compressed_config
 from lorap_exp.models.layout import dense_shape, settings_of
 from lorap_exp.models.loading import load_config
 from lorap_exp.planning.shapes import Shape

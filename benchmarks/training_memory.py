@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from benchmarks.cost import configuration, sample
-from lorap_exp.methods.contract import Whole, build_stack
+from lorap_exp.methods.contract import Whole
+from lorap_exp.methods.stack import build_stack
 from lorap_exp.methods.streamline.removal import LayerRemoval
 from lorap_exp.models.families import blocks_of
 from lorap_exp.models.loading import load_config, load_model

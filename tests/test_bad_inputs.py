@@ -150,7 +150,6 @@ def command(base: list[str], words: list[str], monkeypatch: pytest.MonkeyPatch) 
     kept = [word for word in base if word.partition("=")[0] not in given]
     monkeypatch.setattr(sys, "argv", ["lorap_exp", *kept, *words])
     monkeypatch.setattr(compress, "load_model", None)
-    main.failed.clear()
     sweep.begun.clear()
     with pytest.raises(SystemExit) as caught:
         main.main()

@@ -7,7 +7,7 @@ import pytest
 from lorap_exp.commands.catalogue import ORDER, catalogue, conf_folder
 from lorap_exp.config import validate
 from lorap_exp.errors import LorapError
-from lorap_exp.methods.contract import build_stack
+from lorap_exp.methods.stack import build_stack
 from tests.conftest import compose
 
 GROUPS = ["model", "method", "calibration", "evaluation", "data", "logging", "experiment"]

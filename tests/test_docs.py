@@ -18,7 +18,7 @@ from lorap_exp.commands.catalogue import catalogue, conf_folder, experiments_pag
 from lorap_exp.commands.report import show
 from lorap_exp.commands.subcommands import COMMANDS, parser, run
 from lorap_exp.config import Config, validate
-from lorap_exp.methods.contract import build_stack
+from lorap_exp.methods.stack import build_stack
 from tests.conftest import REPOSITORY, TINY, compose
 
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]

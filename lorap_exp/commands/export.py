@@ -12,13 +12,8 @@ from transformers import PreTrainedModel
 from lorap_exp.commands.quantised import find_converter, to_gguf, to_integers
 from lorap_exp.errors import LorapError
 from lorap_exp.models.card import restate
-from lorap_exp.models.checkpoint import (
-    check_reload,
-    export,
-    load,
-    load_config,
-    save,
-)
+from lorap_exp.models.checkpoint import check_reload, load, load_config, save
+from lorap_exp.models.forms import export
 from lorap_exp.models.openness import openness, size_advice
 from lorap_exp.models.stock import stock_base, stock_settings
 from lorap_exp.models.tokenizers import open_tokenizer

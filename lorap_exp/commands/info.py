@@ -9,7 +9,8 @@ from safetensors import safe_open
 from transformers import PreTrainedConfig
 
 from lorap_exp.errors import LorapError
-from lorap_exp.models.checkpoint import count_parameters, load_config, part_of
+from lorap_exp.models.checkpoint import load_config
+from lorap_exp.models.counting import count_parameters, part_of
 from lorap_exp.models.families import family_of, meta_model
 from lorap_exp.models.headers import read_header
 from lorap_exp.models.openness import openness, size_advice

@@ -1,6 +1,5 @@
 """The command line: Hydra composes, `pipeline.run` works, errors become one sentence."""
 
-import difflib
 import hashlib
 import os
 import re
@@ -16,18 +15,17 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from lorap_exp.commands import subcommands
 from lorap_exp.commands.catalogue import ORDER, catalogue, conf_folder
+from lorap_exp.commands.explanations import explain, options_of
 from lorap_exp.commands.failures import sentence
 from lorap_exp.commands.methods import methods, ratio_unless
 from lorap_exp.commands.overrides import check_sweeps, prepared
 from lorap_exp.commands.sweep import close_sweep
 from lorap_exp.config import Config, validate
-from lorap_exp.errors import Busy, LorapError, first_line, one_line, shown
+from lorap_exp.errors import Busy, LorapError, shown
 from lorap_exp.schema.values import folder_path, plain_name
 
 OmegaConf.register_new_resolver(
@@ -71,8 +69,6 @@ DRY_RUN: ContextVar[bool] = ContextVar("dry_run", default=False)
 """Whether the jobs are listed and not run: `--dry-run`."""
 failed: list[Path] = []
 """Jobs of this command that ended in an exception."""
-EXTRAS = {"joblib": "joblib", "submitit": "slurm", "ray": "ray", "optuna": "optuna"}
-"""The extra that brings each plugin of Hydra."""
 
 
 def slug(text: str) -> str:
@@ -201,12 +197,6 @@ def arguments(given: list[str]) -> list[str]:
     return ["--multirun", *rest] if {"-m", "--multirun"} & set(given) else rest
 
 
-def options_of(group: str) -> list[str]:
-    """The options of a group of `conf/`, those in folders too."""
-    folder = conf_folder() / group
-    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
-
-
 def listing(arguments: list[str], scratch: str) -> list[str]:
     """The same jobs one after the other in this process, where Hydra leaves nothing behind."""
     rest = [a for a in arguments if not re.match(r"\+*hydra([./]launcher|\.(run|sweep)\.dir)", a)]
@@ -255,74 +245,3 @@ def main() -> None:
         if (said := explain(error)) is None:
             raise
         sys.exit(f"error: {said}")
-
-
-def explain(error: Exception) -> str | None:
-    """One sentence for what a user or the machine did wrong; None for any other error."""
-    if '"srun"' in str(error):
-        return "hydra/launcher=slurm must start where srun is; slurm_local works anywhere"
-    composed = _not_composed(error) if isinstance(error, HydraException) else None
-    return composed or _unresolved(error) or sentence(error) or _of_hydra(error)
-
-
-def _unresolved(error: Exception) -> str | None:
-    """What was typed that leaves a setting without its value."""
-    typed = [a for a in sys.argv[1:] if "${" in a or a.startswith("~")]
-    if not typed or not isinstance(error, OmegaConfBaseException):
-        return None
-    return f"'{typed[0]}' leaves a setting without a value: {first_line(error)}"
-
-
-def _of_hydra(error: Exception) -> str | None:
-    return one_line(error) if isinstance(error, HydraException) else None
-
-
-def _not_composed(error: HydraException) -> str | None:
-    """What a configuration that Hydra cannot compose lacks."""
-    if isinstance(error, MissingConfigException):
-        return _no_option(error)
-    text = str(error)
-    if found := re.search(r"Error merging override ([^=]+)=(.*)", text):
-        return f"{found[1].lstrip('+')} must be of the kind that it has in conf/, got '{found[2]}'"
-    if found := re.search(r"Ambiguous value for argument '([^=]+)=([^']*)'", text):
-        return f"{found[1]} must have one value without -m (a sweep), got '{found[2]}'"
-    if isinstance(error, ConfigCompositionException) and (
-        found := re.search(r"Could not (?:override|append) '([^']+)'", text)
-    ):
-        return unknown_key(found[1])
-    return None
-
-
-def _no_option(error: MissingConfigException) -> str:
-    """A group without the option that was asked for."""
-    if not (error.missing_cfg_file and error.options):
-        return one_line(error)
-    group, _, name = str(error.missing_cfg_file).rpartition("/")
-    if group.startswith("hydra/") and (extra := EXTRAS.get(name.partition("_")[0])):
-        return f"{group}={name} needs an extra: pip install 'lorap-exp[{extra}]'"
-    allowed = options_of(group) or list(error.options)
-    return f"{group} must be one of {', '.join(allowed)}, got '{name}'"
-
-
-def unknown_key(key: str) -> str:
-    """Name the misspelled key, the nearest ones and the settings of its level."""
-    groups = [a for a in sys.argv[1:] if re.fullmatch(r"[a-z]+=[\w/]+", a)]
-    chosen = [a for a in groups if (conf_folder() / f"{a.replace('=', '/')}.yaml").is_file()]
-    with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        composed = hydra.compose("config", [a for a in chosen if "experiment=" not in a])
-    known = sorted(_keys(OmegaConf.to_container(composed, resolve=False)))
-    level = key.rpartition(".")[0]
-    while level and not any(k.startswith(f"{level}.") for k in known):
-        level = level.rpartition(".")[0]
-    beside = [k for k in known if k.rpartition(".")[0] == level]
-    near = difflib.get_close_matches(key, known, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    return f"'{key}' is not a setting; {hint}allowed here: {', '.join(beside)}"
-
-
-def _keys(node: Any, prefix: str = "") -> list[str]:
-    found = []
-    for name, value in node.items():
-        key = f"{prefix}{name}"
-        found += [key, *(_keys(value, key + ".") if isinstance(value, dict) else [])]
-    return found

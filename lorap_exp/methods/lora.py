@@ -21,8 +21,8 @@ from lorap_exp.data.instructions import Example, collate, encode, read_instructi
 from lorap_exp.errors import LorapError
 from lorap_exp.methods.contract import Carry, Step, Texts, Whole
 from lorap_exp.methods.low_rank import factorise
-from lorap_exp.models.checkpoint import multiply_out
 from lorap_exp.models.families import blocks_of, decoder_family
+from lorap_exp.models.forms import multiply_out
 from lorap_exp.models.modeling_compressed import LowRankLinear, place, projections
 from lorap_exp.ops.low_rank import principal_outputs
 from lorap_exp.planning.edits import Edit, Factor

@@ -5,7 +5,8 @@ from functools import reduce
 
 from lorap_exp.calibration.evidence import Survey
 from lorap_exp.errors import LorapError
-from lorap_exp.methods.contract import Stack, Step
+from lorap_exp.methods.contract import Step
+from lorap_exp.methods.stack import Stack
 from lorap_exp.planning.edits import Edit, Plan, Slice
 from lorap_exp.planning.shapes import Shape
 from lorap_exp.planning.spans import removed_parameters

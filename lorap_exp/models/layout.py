@@ -6,9 +6,9 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from lorap_exp.models.checkpoint import layer_settings, shorten
 from lorap_exp.models.experts import experts_setting
 from lorap_exp.models.families import Block, family_of, meta_model, shapes_of
+from lorap_exp.models.forms import layer_settings, shorten
 from lorap_exp.models.structure import Family
 from lorap_exp.planning.edits import Edit, Plan
 from lorap_exp.planning.shapes import BlockShape, MatrixShape, Shape
@@ -25,7 +25,7 @@ def dense_shape(config: PreTrainedConfig) -> Shape:
 def settings_of(plan: Plan, config: PreTrainedConfig) -> dict[str, Any]:
     """Settings of the compressed configuration of a plan over the original configuration.
 
-    Keys are those of `models.checkpoint.compressed_config`; what does not change is left out.
+    Keys are those of `models.forms.compressed_config`; what does not change is left out.
     """
     dense, family = dense_shape(config), family_of(config)
     shape = plan.shape(dense)

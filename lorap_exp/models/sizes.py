@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedConfig
 
-from lorap_exp.models.checkpoint import causal_class, compressed_config, stock_form
+from lorap_exp.models.forms import causal_class, compressed_config, stock_form
 from lorap_exp.models.headers import BITS, stored_tensors
 from lorap_exp.models.layout import settings_of
 from lorap_exp.models.stock import stock_base, without_factors
@@ -23,7 +23,7 @@ def planned_bytes(plan: Plan, dense: PreTrainedConfig, dtype: torch.dtype, form:
         plan: over the original model.
         dense: configuration of the original model.
         dtype: of the weights.
-        form: factored or dense, see `checkpoint.export`.
+        form: factored or dense, see `forms.export`.
     """
     config = dense if plan.is_dense else compressed_config(dense, settings_of(plan, dense))
     if form == "dense":

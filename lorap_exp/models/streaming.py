@@ -19,8 +19,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from lorap_exp.errors import LorapError
-from lorap_exp.models.checkpoint import as_form, causal_class
 from lorap_exp.models.families import Block, blocks_of, decoder_family, split_fused
+from lorap_exp.models.forms import as_form, causal_class
 from lorap_exp.models.layout import block_forms
 from lorap_exp.models.modeling_compressed import reshape_linear
 from lorap_exp.models.source import Source

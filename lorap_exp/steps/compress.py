@@ -23,16 +23,10 @@ from lorap_exp.methods.contract import Whole
 from lorap_exp.methods.engine import rewrite_blocks
 from lorap_exp.methods.planner import plan_group
 from lorap_exp.methods.streamline.selection import LayerScores, Selection
-from lorap_exp.models.checkpoint import (
-    as_compressed,
-    check_reload,
-    check_same,
-    count_parameters,
-    export,
-    load,
-    save,
-)
+from lorap_exp.models.checkpoint import check_reload, check_same, load, save
+from lorap_exp.models.counting import count_parameters
 from lorap_exp.models.families import meta_model
+from lorap_exp.models.forms import as_compressed, export
 from lorap_exp.models.headers import weight_bytes
 from lorap_exp.models.layout import settings_of
 from lorap_exp.models.loading import load_model

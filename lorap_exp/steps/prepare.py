@@ -20,9 +20,10 @@ from lorap_exp.data.source import DataSource, open_source
 from lorap_exp.errors import LorapError
 from lorap_exp.evaluation.profiles import PROFILES
 from lorap_exp.evaluation.suite import Suite, prepare_suite
-from lorap_exp.methods.contract import Stack, Texts, build_stack
+from lorap_exp.methods.contract import Texts
 from lorap_exp.methods.planner import plan_stack
-from lorap_exp.models.checkpoint import count_parameters
+from lorap_exp.methods.stack import Stack, build_stack
+from lorap_exp.models.counting import count_parameters
 from lorap_exp.models.digests import digest_tokenizer
 from lorap_exp.models.experts import check_experts
 from lorap_exp.models.families import family_of, meta_model

@@ -6,7 +6,7 @@ import torch
 
 from lorap_exp.config import Config
 from lorap_exp.errors import LorapError
-from lorap_exp.methods.contract import build_stack
+from lorap_exp.methods.stack import build_stack
 from lorap_exp.models.sizes import planned_bytes
 from lorap_exp.planning.edits import Plan
 from lorap_exp.schema.method import MethodConfig

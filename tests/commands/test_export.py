@@ -18,8 +18,9 @@ from lorap_exp.commands.export import convert, push, report
 from lorap_exp.commands.subcommands import run
 from lorap_exp.errors import LorapError
 from lorap_exp.models.card import Origin, model_card
-from lorap_exp.models.checkpoint import as_compressed, export, load, load_config, save
+from lorap_exp.models.checkpoint import load, load_config, save
 from lorap_exp.models.families import blocks_of, decoder_family
+from lorap_exp.models.forms import as_compressed, export
 from lorap_exp.models.openness import awkward_sizes, openness, size_advice
 from lorap_exp.models.tiny import byte_tokenizer
 from tests.models.compressing import IDS, rewrite

@@ -12,11 +12,12 @@ from lorap_exp.calibration.evidence import Sharing
 from lorap_exp.calibration.survey import survey
 from lorap_exp.calibration.walk import Walk
 from lorap_exp.config import Config
-from lorap_exp.methods.contract import Stack, Step, Whole, build_stack
+from lorap_exp.methods.contract import Step, Whole
 from lorap_exp.methods.engine import rewrite_blocks
 from lorap_exp.methods.planner import plan_group, plan_stack
-from lorap_exp.models.checkpoint import as_compressed
+from lorap_exp.methods.stack import Stack, build_stack
 from lorap_exp.models.families import shapes_of
+from lorap_exp.models.forms import as_compressed
 from lorap_exp.models.layout import settings_of
 from lorap_exp.models.source import Source
 from lorap_exp.planning.edits import Edit, Plan

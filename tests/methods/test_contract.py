@@ -6,8 +6,8 @@ from transformers import PreTrainedModel
 
 from lorap_exp.config import Config
 from lorap_exp.errors import LorapError
-from lorap_exp.methods.contract import Stack
 from lorap_exp.methods.refit import Refit
+from lorap_exp.methods.stack import Stack
 from lorap_exp.models.families import blocks_of
 from lorap_exp.models.modeling_compressed import LowRankLinear
 from tests.methods.stacks import compress, planned, shape_of, stack_of

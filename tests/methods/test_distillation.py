@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 from lorap_exp import pipeline
 from lorap_exp.config import Config
 from lorap_exp.errors import LorapError
-from lorap_exp.methods.contract import build_stack
 from lorap_exp.methods.distillation import divergence, trained_weights
+from lorap_exp.methods.stack import build_stack
 from lorap_exp.steps import compress as compression
 from tests.methods.stacks import cutting
 

@@ -13,7 +13,7 @@ from lorap_exp.calibration.probes import Probe
 from lorap_exp.calibration.walk import Visit, Walk, walk
 from lorap_exp.config import Config
 from lorap_exp.errors import LorapError
-from lorap_exp.models.checkpoint import count_parameters
+from lorap_exp.models.counting import count_parameters
 from lorap_exp.models.families import blocks_of
 from lorap_exp.models.source import Source
 from lorap_exp.planning.edits import Resize

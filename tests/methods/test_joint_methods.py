@@ -9,8 +9,9 @@ from transformers import PreTrainedModel
 
 from lorap_exp.calibration.walk import Walk
 from lorap_exp.config import Config
-from lorap_exp.methods.contract import build_stack
-from lorap_exp.models.checkpoint import check_reload, count_parameters, save
+from lorap_exp.methods.stack import build_stack
+from lorap_exp.models.checkpoint import check_reload, save
+from lorap_exp.models.counting import count_parameters
 from lorap_exp.models.families import blocks_of, decoder_family
 from lorap_exp.models.tiny import byte_tokenizer
 from lorap_exp.planning.edits import Plan
@@ -86,8 +87,8 @@ def test_pivoted_storage_has_more_rank_and_less_error(
 
 def test_nothing_sliced_is_the_same_model(tiny: Tiny, config: Make) -> None:
     """Rotated onto all principal directions, with whole shortcuts: the same function."""
-    from lorap_exp.methods.contract import Stack
     from lorap_exp.methods.slicegpt import SliceResidual
+    from lorap_exp.methods.stack import Stack
     from lorap_exp.planning.edits import Slice
 
     class Whole(SliceResidual):
@@ -107,9 +108,9 @@ def test_slicing_needs_a_plain_residual(tiny: Tiny, config: Make) -> None:
 
 def test_whole_value_heads_rotated_change_nothing(tiny: Tiny, config: Make) -> None:
     """MoDeGPT's and Olica's rotations are lossless where nothing is dropped."""
-    from lorap_exp.methods.contract import Stack
     from lorap_exp.methods.modegpt import ValueFeatures
     from lorap_exp.methods.olica import RotatedValues
+    from lorap_exp.methods.stack import Stack
     from lorap_exp.planning.edits import Resize
 
     for step in (ValueFeatures, RotatedValues):

@@ -17,13 +17,14 @@ from lorap_exp.commands.catalogue import conf_folder
 from lorap_exp.config import Config
 from lorap_exp.errors import LorapError
 from lorap_exp.methods.block_regression import BlockRegression
-from lorap_exp.methods.contract import Stack, Step, build_stack
+from lorap_exp.methods.contract import Step
 from lorap_exp.methods.distillation import Distillation
 from lorap_exp.methods.laco import LaCo
 from lorap_exp.methods.lora import LoraRecovery
 from lorap_exp.methods.planner import plan_stack
+from lorap_exp.methods.stack import Stack, build_stack
 from lorap_exp.methods.streamline.removal import LayerRemoval
-from lorap_exp.models.checkpoint import count_parameters
+from lorap_exp.models.counting import count_parameters
 from lorap_exp.models.loading import load_config
 from lorap_exp.planning.edits import Edit, Factor, Plan, Resize, Slice
 from lorap_exp.planning.options import Option

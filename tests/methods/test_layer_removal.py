@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from lorap_exp import pipeline
 from lorap_exp.config import Config
 from lorap_exp.errors import LorapError
-from lorap_exp.methods.contract import build_stack
+from lorap_exp.methods.stack import build_stack
 from lorap_exp.methods.streamline import training as replacement_training
 from lorap_exp.methods.streamline.removal import LayerRemoval
 from lorap_exp.planning.edits import Drop, Factor, Insert, Resize

@@ -14,8 +14,9 @@ from lorap_exp.config import Config
 from lorap_exp.data.embedded import Embedded
 from lorap_exp.data.instructions import collate, encode
 from lorap_exp.errors import LorapError
-from lorap_exp.methods.contract import Texts, build_stack
+from lorap_exp.methods.contract import Texts
 from lorap_exp.methods.lora import LoraRecovery, linear_paths
+from lorap_exp.methods.stack import build_stack
 from lorap_exp.models.tiny import byte_tokenizer
 from lorap_exp.training.loop import Schedule
 from tests.methods.stacks import cutting, stack_of, step_of

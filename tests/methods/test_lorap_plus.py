@@ -10,10 +10,10 @@ from transformers import PreTrainedModel
 from lorap_exp.calibration.survey import survey
 from lorap_exp.calibration.walk import Walk
 from lorap_exp.config import Config
-from lorap_exp.methods.contract import Stack, build_stack
 from lorap_exp.methods.lorap_plus.curves import modules_of
 from lorap_exp.methods.lorap_plus.step import LorapPlus
 from lorap_exp.methods.lorap_plus.trials import Response, spend
+from lorap_exp.methods.stack import Stack, build_stack
 from lorap_exp.models.checkpoint import check_reload, save
 from lorap_exp.models.source import Source
 from lorap_exp.models.tiny import byte_tokenizer

@@ -12,8 +12,9 @@ from lorap_exp.calibration.divergence import Targets, divergences
 from lorap_exp.calibration.walk import Walk
 from lorap_exp.config import Config
 from lorap_exp.errors import LorapError
-from lorap_exp.methods.contract import Whole, build_stack
+from lorap_exp.methods.contract import Whole
 from lorap_exp.methods.norm_gains import NormGains, current_gains, newton_step
+from lorap_exp.methods.stack import build_stack
 from lorap_exp.models.source import Source
 from tests.methods.stacks import whole
 

@@ -10,9 +10,9 @@ from transformers import AutoModelForCausalLM
 
 from lorap_exp.calibration.walk import Walk
 from lorap_exp.evaluation.perplexity import chunk, mean_nll
-from lorap_exp.methods.contract import Stack
 from lorap_exp.methods.low_rank import LowRank
 from lorap_exp.methods.pruning import ChannelPruning
+from lorap_exp.methods.stack import Stack
 from lorap_exp.models.families import blocks_of
 from tests.methods.stacks import compress, planned, rebuilt, shape_of
 

@@ -20,8 +20,10 @@ from lorap_exp.methods.streamline.networks import (
     mapping_loss,
     relative_error,
 )
-from lorap_exp.models.checkpoint import check_reload, count_parameters, export, save
+from lorap_exp.models.checkpoint import check_reload, save
+from lorap_exp.models.counting import count_parameters
 from lorap_exp.models.families import blocks_of, meta_model
+from lorap_exp.models.forms import export
 from lorap_exp.models.layout import dense_shape, shortened
 from lorap_exp.models.tiny import byte_tokenizer
 from lorap_exp.planning.edits import Drop, Edit, Insert

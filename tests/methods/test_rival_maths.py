@@ -15,9 +15,9 @@ from lorap_exp.config import Config
 from lorap_exp.errors import LorapError
 from lorap_exp.evaluation.perplexity import mean_nll
 from lorap_exp.methods.asvd import Sensitivity
-from lorap_exp.methods.contract import Stack, build_stack
 from lorap_exp.methods.laco import LaCo, collapse, restore
 from lorap_exp.methods.low_rank import LowRank
+from lorap_exp.methods.stack import Stack, build_stack
 from lorap_exp.models.families import blocks_of
 from lorap_exp.models.modeling_compressed import LowRankLinear
 from lorap_exp.models.source import Source

@@ -9,7 +9,8 @@ import yaml
 from lorap_exp.commands.catalogue import conf_folder
 from lorap_exp.config import validate
 from lorap_exp.errors import LorapError
-from lorap_exp.methods.contract import Step, build_stack
+from lorap_exp.methods.contract import Step
+from lorap_exp.methods.stack import build_stack
 from lorap_exp.methods.targets import find_method_class
 from tests.conftest import TINY, compose
 
@@ -26,8 +27,8 @@ def test_every_stage_of_the_tree_is_one(path: Path) -> None:
         "os.system",
         "builtins.eval",
         "pathlib.Path",
-        "lorap_exp.methods.contract.build_stack",
-        "lorap_exp.methods.contract.Stack",
+        "lorap_exp.methods.stack.build_stack",
+        "lorap_exp.methods.stack.Stack",
         "lorap_exp.methods.contract",
         "lorap_exp.methods.low_rank",
         "lorap_exp.methods.low_rank.LowRak",

@@ -11,16 +11,13 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 import lorap_exp
 from lorap_exp.commands.info import describe
 from lorap_exp.errors import LorapError
-from lorap_exp.methods.contract import Stack
 from lorap_exp.methods.low_rank import LowRank
 from lorap_exp.methods.pruning import ChannelPruning, HeadPruning
-from lorap_exp.models.checkpoint import (
-    check_reload,
-    count_parameters,
-    export,
-    save,
-)
+from lorap_exp.methods.stack import Stack
+from lorap_exp.models.checkpoint import check_reload, save
+from lorap_exp.models.counting import count_parameters
 from lorap_exp.models.families import blocks_of
+from lorap_exp.models.forms import export
 from lorap_exp.models.loading import load_config, load_model
 from lorap_exp.models.modeling_compressed import LowRankLinear
 from lorap_exp.models.tiny import byte_tokenizer

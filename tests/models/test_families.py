@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from lorap_exp import pipeline
 from lorap_exp.config import Config
 from lorap_exp.errors import LorapError
-from lorap_exp.models.checkpoint import as_compressed, check_reload, count_parameters, export, save
+from lorap_exp.models.checkpoint import check_reload, save
+from lorap_exp.models.counting import count_parameters
 from lorap_exp.models.experts import experts_setting, keep_experts
 from lorap_exp.models.families import (
     blocks_of,
@@ -27,6 +28,7 @@ from lorap_exp.models.families import (
     shapes_of,
     split_fused,
 )
+from lorap_exp.models.forms import as_compressed, export
 from lorap_exp.models.stock import stock_settings
 from lorap_exp.models.structure import Family
 from lorap_exp.models.tiny import byte_tokenizer, random_config

@@ -13,16 +13,10 @@ from transformers import PreTrainedModel
 
 import lorap_exp
 from lorap_exp.errors import LorapError
-from lorap_exp.models.checkpoint import (
-    as_compressed,
-    check_reload,
-    compressed_config,
-    count_parameters,
-    export,
-    multiply_out,
-    save,
-)
+from lorap_exp.models.checkpoint import check_reload, save
+from lorap_exp.models.counting import count_parameters
 from lorap_exp.models.families import blocks_of, decoder_family
+from lorap_exp.models.forms import as_compressed, compressed_config, export, multiply_out
 from lorap_exp.models.modeling_compressed import (
     LowRankLinear,
     PivotedLinear,

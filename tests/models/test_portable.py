@@ -12,8 +12,9 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from lorap_exp.models.checkpoint import as_compressed, check_reload, export, load, save
+from lorap_exp.models.checkpoint import check_reload, load, save
 from lorap_exp.models.families import split_fused
+from lorap_exp.models.forms import as_compressed, export
 from lorap_exp.models.tiny import byte_tokenizer, random_config
 from lorap_exp.schema.inputs import RandomModelConfig
 from tests.models.compressing import IDS, rewrite

@@ -12,8 +12,9 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel
 
-from lorap_exp.models.checkpoint import as_compressed, load, save
+from lorap_exp.models.checkpoint import load, save
 from lorap_exp.models.families import blocks_of, decoder_family
+from lorap_exp.models.forms import as_compressed
 from lorap_exp.models.modeling_compressed import reshape_linear
 from lorap_exp.models.tiny import byte_tokenizer
 from tests.models.compressing import IDS, fill, rewrite

@@ -15,7 +15,7 @@ from lorap_exp.commands.main import main
 from lorap_exp.config import Config
 from lorap_exp.errors import LorapError
 from lorap_exp.evaluation.perplexity import mean_nll
-from lorap_exp.methods.contract import build_stack
+from lorap_exp.methods.stack import build_stack
 from lorap_exp.models.sizes import stored_bytes
 from lorap_exp.planning.edits import Plan
 from lorap_exp.reporting.result import Result, read_result
