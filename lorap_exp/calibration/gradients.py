@@ -5,14 +5,14 @@ hands the gradient of its input to the one before it. So no more than one block'
 memory, and a model that is streamed from disk has gradients too.
 """
 
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from lorap_exp.calibration.observe import measure, place_in
+from lorap_exp.calibration.observe import measure, place_in, run_batches
 from lorap_exp.calibration.probes import Probe, to_tensors
 from lorap_exp.calibration.statistics import Statistic
 from lorap_exp.calibration.stream import Stream, logits_after, open_stream, run_layer
@@ -136,6 +136,66 @@ def backward(
         for probe, statistic in accumulators.items():
             x, g = inputs[probe.at], by_place[probe.at]
             statistic.update(x.detach().flatten(0, -2), g.flatten(0, -2))
+    return gradients[0]
+
+
+def salience(source: Source, ids: Tensor, batch_size: int) -> list[float]:
+    """Of each block, the sum over its weights of |w dL/dw|, L the mean next-token loss: Taylor+.
+
+    Args:
+        source: the model; the gradients of one block at a time are held, float32.
+        ids: tokens (samples, T).
+        batch_size: sequences at a time.
+    """
+    streams = [open_stream(source, ids, batch_size, "device")]
+    for position, block in enumerate(source.blocks):
+        with source.opened(block, rewrite=False, original=True), torch.no_grad():
+            streams.append(run_batches(block.module, position, streams[-1]))
+    final = streams.pop()
+    after = final.following(
+        head_gradient(source, final[number], batch.to(source.device))
+        for number, batch in enumerate(ids.split(batch_size))
+    )
+    found = []
+    for position in reversed(range(len(source.blocks))):
+        block, stream = source.blocks[position], streams.pop()
+        with source.opened(block, rewrite=False, original=True):
+            weights = list(block.module.parameters())
+            sums = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
+            after = after.following(
+                _through_weights(block, position, stream, after, number, weights, sums)
+                for number in range(len(stream))
+            )
+            terms = zip(weights, sums, strict=True)
+            total = sum(float((w.detach().float() * g).abs().sum()) for w, g in terms)
+        found.append(total / (len(ids) * (ids.shape[1] - 1)))
+    return found[::-1]
+
+
+@torch.enable_grad()
+def _through_weights(
+    block: Block,
+    position: int,
+    stream: Stream,
+    after: Stream,
+    number: int,
+    weights: Sequence[nn.Parameter],
+    sums: Sequence[Tensor],
+) -> Tensor:
+    """The gradient at the input of a block for one batch; those of its weights go to `sums`."""
+    leaf = stream[number].detach().requires_grad_(True)
+    try:
+        for weight in weights:
+            weight.requires_grad_(True)
+        output = run_layer(block.module, leaf, stream.call(number, position))
+        wanted = [leaf, *weights]
+        gradients = torch.autograd.grad(output, wanted, after[number], allow_unused=True)
+    finally:
+        for weight in weights:
+            weight.requires_grad_(False)
+    for added, gradient in zip(sums, gradients[1:], strict=True):
+        if gradient is not None:
+            added.add_(gradient)
     return gradients[0]
 
 

@@ -15,6 +15,7 @@ from lorap_exp.evaluation.perplexity import mean_nll
 from lorap_exp.methods.streamline.selection import Selection, select
 from lorap_exp.models.families import blocks_of
 from lorap_exp.models.layout import shortened
+from lorap_exp.models.source import Source
 from lorap_exp.planning.edits import Drop
 
 Make = Callable[..., Config]
@@ -90,4 +91,6 @@ def idle(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def choose(model: PreTrainedModel, criterion: Any, start: int | None) -> Selection:
-    return select(model, IDS, 2, criterion=criterion, protect=(1, 1), start=start, batch_size=2)
+    return select(
+        Source(model), IDS, 2, criterion=criterion, protect=(1, 1), start=start, batch_size=2
+    )

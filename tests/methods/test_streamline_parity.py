@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lorap_exp.methods.streamline.selection import measure_similarities, select
 from lorap_exp.models.layout import shortened
+from lorap_exp.models.source import Source
 from lorap_exp.planning.edits import Drop
 
 
@@ -29,7 +30,9 @@ def model(golden: Path) -> PreTrainedModel:
 def test_scores_and_choice(golden: Path, model: PreTrainedModel, length: int) -> None:
     ids = load_file(golden / "tensors.safetensors")["calib_ids"].long()
     expected = json.loads((golden / "scores.json").read_text())["spans"][str(length)]
-    found = select(model, ids, length, criterion="cosine", protect=(0, 0), start=None, batch_size=4)
+    found = select(
+        Source(model), ids, length, criterion="cosine", protect=(0, 0), start=None, batch_size=4
+    )
     scores = [score for _, score in found.scores]
     assert scores == pytest.approx(expected["corrected_raw_cos"], abs=1e-5)
     assert found.removed[0] == expected["corrected_argmax"]

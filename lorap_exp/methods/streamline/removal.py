@@ -100,9 +100,7 @@ class LayerRemoval(Step):
 
     @property
     def needs_whole(self) -> str:
-        if self.replacement != "none":
-            return "makes a replacement from the whole model"
-        return "takes gradients of all weights at once" if self.criterion == "taylor" else ""
+        return "" if self.replacement == "none" else "makes a replacement from the whole model"
 
     def check(self, config: PreTrainedConfig) -> None:
         """Raise unless the replacement fits the architecture."""

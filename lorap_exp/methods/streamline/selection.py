@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lorap_exp.calibration.gradients import salience
 from lorap_exp.calibration.stream import entered
 from lorap_exp.errors import LorapError
 from lorap_exp.evaluation.perplexity import mean_nll
@@ -69,7 +70,7 @@ class LayerScores:
     ) -> dict[str, Any]:
         """The selection as plain values."""
         found = select(
-            source.model,
+            source,
             ids,
             self.length,
             criterion=self.criterion,
@@ -137,32 +138,8 @@ def nll_without(model: PreTrainedModel, ids: Tensor, batch_size: int, gone: Sequ
         return mean_nll(model, ids, batch_size)
 
 
-def taylor_scores(model: PreTrainedModel, ids: Tensor, batch_size: int) -> list[float]:
-    """Taylor+: the sum over each block of |w dL/dw|, L the mean next-token loss of all batches."""
-    blocks = blocks_of(model)
-    parameters = [p for block in blocks for p in block.module.parameters()]
-    try:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
-        for batch in ids.to(model.device).split(batch_size):
-            loss = model(input_ids=batch, labels=batch, use_cache=False).loss
-            (loss * len(batch) / len(ids)).backward()
-        return [
-            sum(
-                float((p.detach().float() * p.grad.float()).abs().sum())
-                for p in block.module.parameters()
-                if p.grad is not None
-            )
-            for block in blocks
-        ]
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(False)
-            parameter.grad = None
-
-
 def select(
-    model: PreTrainedModel,
+    source: Source,
     ids: Tensor,
     length: int,
     *,
@@ -175,7 +152,7 @@ def select(
     """Choose `length` layers of a dense model.
 
     Args:
-        model: dense, in evaluation mode.
+        source: the dense model.
         ids: calibration tokens (samples, T).
         length: number of layers.
         criterion: the score.
@@ -184,7 +161,7 @@ def select(
         batch_size: sequences at a time for criteria that need losses.
         progress: wraps the batches of the similarity pass.
     """
-    total = len(blocks_of(model))
+    model, total = source.model, len(source.blocks)
     similar = measure_similarities(model, ids, progress)
     starts = range(protect[0], total - protect[1] - length + 1)
     layers = range(protect[0], total - protect[1])
@@ -204,7 +181,7 @@ def select(
         case "perplexity":
             scores = {i: nll_without(model, ids, batch_size, [i]) for i in layers}
         case "taylor":
-            importance = taylor_scores(model, ids, batch_size)
+            importance = salience(source, ids, batch_size)
             scores = {i: importance[i] for i in layers}
         case "sleb":
             scores = greedy(model, ids, batch_size, layers, length)
