@@ -85,6 +85,8 @@ OmegaConf.register_new_resolver("slug", slug, replace=True)
 @hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")
 def job(cfg: DictConfig) -> float | None:
     """One job of a run or a sweep; its value for a search is the perplexity of the first text."""
+    from lorap_exp.commands.following import next_job
+    from lorap_exp.models.ahead import read_ahead
     from lorap_exp.pipeline import run
     from lorap_exp.steps.follow import follow
     from lorap_exp.workspace.progress import hide_other_bars
@@ -114,6 +116,9 @@ def job(cfg: DictConfig) -> float | None:
             follow(config, folder, team)
             team.wait()
             return None
+        following = next_job(hydra_cfg)
+        if following is not None and following.model != config.model:
+            read_ahead(following.model)
         try:
             result = run(config, folder, searches, command)
         finally:
