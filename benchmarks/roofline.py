@@ -125,6 +125,7 @@ def exponent(sizes: Sequence[int], times: Sequence[float]) -> float:
 
 def exponents(ids: Tensor) -> list[tuple[str, str, float]]:
     """How a calibration pass grows with layers, hidden size and samples."""
+    ids = ids % 256  # the vocabulary of the random models
     few = ids[:16]
     layers, widths, samples = (4, 8, 16, 32), (256, 512, 1024, 2048), (16, 32, 64, 128)
     over_layers = [seconds(partial(hidden_pass, random_model(n, 256), few)) for n in layers]
