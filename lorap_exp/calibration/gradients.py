@@ -50,13 +50,7 @@ def gradient_walk(
             assert found.outputs is not None
             forward.append(found.values)
             streams.append(found.outputs)
-    batches = [batch.to(source.device) for batch in ids.split(how.batch_size)]
-    final = streams.pop()
-    after = final.following(
-        head_gradient(source, final[number], batch, sampled=sampled)
-        for number, batch in enumerate(batches)
-    )
-    del final
+    after = behind(source, streams.pop(), ids.split(how.batch_size), sampled=sampled)
     for position in reversed(range(len(blocks))):
         block, stream = blocks[position], streams.pop()
         there = [probe for probe in probes if block.has(probe.matrix)]
@@ -78,6 +72,16 @@ def gradient_walk(
 
 TOKENS = 256
 """Whose logits are held at a time."""
+
+
+def behind(
+    source: Source, final: Stream, batches: Sequence[Tensor], *, sampled: bool = False
+) -> Stream:
+    """The gradients at the outputs of the last block, given these and the tokens (B, T)."""
+    return final.following(
+        head_gradient(source, final[number], batch.to(source.device), sampled=sampled)
+        for number, batch in enumerate(batches)
+    )
 
 
 @torch.enable_grad()
@@ -151,11 +155,7 @@ def salience(source: Source, ids: Tensor, batch_size: int) -> list[float]:
     for position, block in enumerate(source.blocks):
         with source.opened(block, rewrite=False, original=True), torch.no_grad():
             streams.append(run_batches(block.module, position, streams[-1]))
-    final = streams.pop()
-    after = final.following(
-        head_gradient(source, final[number], batch.to(source.device))
-        for number, batch in enumerate(ids.split(batch_size))
-    )
+    after = behind(source, streams.pop(), ids.split(batch_size))
     found = []
     for position in reversed(range(len(source.blocks))):
         block, stream = source.blocks[position], streams.pop()

@@ -60,6 +60,12 @@ def conf_folder() -> Path:
     return inside if inside.is_dir() else inside.parent.parent / "conf"
 
 
+def options_of(group: str) -> list[str]:
+    """The options of a group of `conf/`, those in folders too."""
+    folder = conf_folder() / group
+    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
+
+
 def catalogue() -> str:
     """The help text."""
     lines = [INTRODUCTION]

@@ -10,18 +10,12 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lorap_exp.commands.catalogue import conf_folder
+from lorap_exp.commands.catalogue import conf_folder, options_of
 from lorap_exp.commands.failures import sentence
 from lorap_exp.errors import first_line, one_line
 
 EXTRAS = {"joblib": "joblib", "submitit": "slurm", "ray": "ray", "optuna": "optuna"}
 """The extra that brings each plugin of Hydra."""
-
-
-def options_of(group: str) -> list[str]:
-    """The options of a group of `conf/`, those in folders too."""
-    folder = conf_folder() / group
-    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
 
 
 def explain(error: Exception) -> str | None:

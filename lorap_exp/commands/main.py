@@ -18,8 +18,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from lorap_exp.commands import subcommands
-from lorap_exp.commands.catalogue import ORDER, catalogue, conf_folder
-from lorap_exp.commands.explanations import explain, options_of
+from lorap_exp.commands.catalogue import ORDER, catalogue, conf_folder, options_of
+from lorap_exp.commands.explanations import explain
 from lorap_exp.commands.failures import sentence
 from lorap_exp.commands.methods import methods, ratio_unless
 from lorap_exp.commands.overrides import check_sweeps, prepared

@@ -80,13 +80,10 @@ def ask_until(
 def can_stop(tasks: Mapping[str, Any]) -> bool:
     """Whether a task can be asked in rounds: one task of choices whose metrics are means, without
     examples in the prompt, which lm-eval draws in the order of the questions."""
-    found = list(tasks["tasks"].values())
-    return len(found) == 1 and all(
-        task.OUTPUT_TYPE == "multiple_choice"
-        and not task.config.num_fewshot
-        and {function.__name__ for function in task.aggregation().values()} == {"mean"}
-        for task in found
-    )
+    first, *others = tasks["tasks"].values()
+    means = {function.__name__ for function in first.aggregation().values()} == {"mean"}
+    choices = first.OUTPUT_TYPE == "multiple_choice" and not first.config.num_fewshot
+    return not others and choices and means
 
 
 def mean_error(values: Sequence[float]) -> float:

@@ -20,7 +20,7 @@ from lorap_exp.data.tasks import TASKS
 from lorap_exp.errors import LorapError
 from lorap_exp.evaluation.accuracy import TaskScore
 from lorap_exp.evaluation.packed import Packed
-from lorap_exp.evaluation.rounds import Answers, Sample, ask_all, ask_until, can_stop
+from lorap_exp.evaluation.rounds import Answers, Sample, ask_all, ask_until, can_stop, mean_error
 from lorap_exp.evaluation.stability import Choices
 from lorap_exp.evaluation.tasks import manager
 
@@ -134,7 +134,7 @@ def mean_stderr(metric: str, value: float, samples: Sequence[Sample]) -> float |
         return None
     if not math.isclose(statistics.fmean(plain), value, rel_tol=1e-6, abs_tol=1e-9):
         return None
-    return statistics.stdev(plain) / math.sqrt(len(plain))
+    return mean_error(plain)
 
 
 def check_finite(task: str, samples: Sequence[Sample]) -> None:

@@ -50,3 +50,8 @@ class Rounding:
                 f"round to a smaller multiple"
             )
         return None if size >= option.break_even else size
+
+
+def nearest(size: int, full: int, multiple: int) -> int:
+    """The multiple next to a size, at least one of it and at most the full size."""
+    return min(max(round(size / multiple), 1) * multiple, full)

@@ -274,7 +274,8 @@ def table(entries: list[Entry], width: int | None = None) -> str:
         used = datetime.fromtimestamp(entry.used).strftime("%Y-%m-%d %H:%M")
         key = ", ".join(f"{name}={str(value)[:24]}" for name, value in entry.key.items())
         line = f"{entry.kind:<11} {entry.bytes / 2**20:>9.2f}  {used:<16}  {key}"
-        cut = width is not None and len(line) > width
-        lines.append(f"{line[: (width or 0) - 1]}…" if cut else line)
+        if width is not None and len(line) > width:
+            line = f"{line[: width - 1]}…"
+        lines.append(line)
     size = sum(entry.bytes for entry in entries)
     return "\n".join([*lines, f"{len(entries)} entries, {size / 2**20:.1f} MiB"])

@@ -35,6 +35,7 @@ from lorap_exp.methods.lorap_plus.trials import Trials, responses, spend
 from lorap_exp.ops.curvature import Metric
 from lorap_exp.planning.edits import Edit, Factor, Plan, Resize
 from lorap_exp.planning.options import Option, rank_option, width_option
+from lorap_exp.planning.rounding import nearest
 from lorap_exp.planning.shapes import BlockShape, Shape
 
 OUTPUT, CHANNELS = Probe("o", "target_moment", "both"), Probe("down", "target_moment", "both")
@@ -117,7 +118,6 @@ class LorapPlus(Step):
         self, shape: Shape, ratio: float, seen: Survey | None, alone: bool = True
     ) -> list[Edit]:
         """Sizes of least damage; without evidence the same share of everything, rounded."""
-        exact = [edit for block in shape.blocks for edit in _even(block, 1 - ratio)]
         even = [e for b in shape.blocks for e in _even(b, 1 - ratio, self.round_to)]
         if seen is None:
             return even
@@ -125,6 +125,7 @@ class LorapPlus(Step):
         tried = {b.index: modules_of(b, curves[b.index]) for b in shape.blocks}
         found = responses(seen.of(trials), tried, shape.blocks, trials.shares)
         modules = {b.index: modules_of(b, curves[b.index], self.round_to) for b in shape.blocks}
+        exact = [edit for block in shape.blocks for edit in _even(block, 1 - ratio)]
         budget = Plan(ratio, tuple(exact)).shape(shape).parameters
         return spend(modules, budget, found, self.trust)
 
@@ -183,8 +184,3 @@ def _even(block: BlockShape, share: float, round_to: int = 1) -> list[Edit]:
             raise ValueError(f"a share of {share:.4g} leaves nothing of {space}")
         found.append(Resize(block.index, space, nearest(size, block.size(space), round_to)))
     return found
-
-
-def nearest(size: int, full: int, multiple: int) -> int:
-    """The multiple next to a size, at least one of it and at most the full size."""
-    return min(max(round(size / multiple), 1) * multiple, full)
