@@ -43,8 +43,8 @@ def run(cfg: Config, folder: Path, wait: bool = False, command: str = "") -> Res
         with claim_device(cfg.device) as device:
             basis = open_basis(cfg, job, device)
             asked, (cfg, choice) = cfg, choose(cfg, basis, job)
-            at = f" at ratio {cfg.ratio:g}" if cfg.ratio else ""
-            say(f"{folder}: {cfg.method.name}{at} on {cfg.model.name}")
+            at = f"at ratio {cfg.ratio:g}" if cfg.ratio else "with nothing removed"
+            say(f"{folder}: {cfg.method.name} {at} on {cfg.model.name}")
             inputs = prepare(cfg, basis, job)
             inputs = replace(inputs, streamed=streams(cfg, inputs))
             meter = Meter(device)
