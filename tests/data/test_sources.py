@@ -1,14 +1,17 @@
 import hashlib
 import json
+import math
 import shutil
 from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
 from lorap_exp.data.embedded import PARTS, Embedded, part
-from lorap_exp.data.local import Local
+from lorap_exp.data.local import TASK_SPLITS, Local
 from lorap_exp.data.source import open_source
 from lorap_exp.data.wikitext import articles, rows_of_lines
 from lorap_exp.errors import LorapError
@@ -103,20 +106,50 @@ def test_what_is_not_there_is_named(shared: Path, tmp_path: Path) -> None:
         Local(tmp_path)
 
 
-def test_embedded_questions_have_the_fields_of_their_tasks() -> None:
-    for task in (
-        "boolq",
-        "piqa",
-        "hellaswag",
-        "winogrande",
-        "arc_easy",
-        "arc_challenge",
-        "openbookqa",
-    ):
-        (path,) = Embedded().task(task)["dataset_kwargs"]["data_files"].values()
-        rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
-        assert len(rows) >= 32
-        assert len({json.dumps(row) for row in rows}) == len(rows)
-        golds = [str(row.get("label", row.get("answer", row.get("answerKey")))) for row in rows]
-        most = max(golds.count(gold) for gold in golds)
-        assert most <= len(rows) * 0.6, f"{task}: always answering one label must not score well"
+def embedded_rows(task: str) -> list[dict[str, Any]]:
+    (path,) = Embedded().task(task)["dataset_kwargs"]["data_files"].values()
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize("task", TASK_SPLITS)
+def test_embedded_questions_have_the_fields_of_their_tasks(task: str) -> None:
+    rows = embedded_rows(task)
+    assert len(rows) >= 32
+    assert len({json.dumps(row) for row in rows}) == len(rows)
+    golds = [str(row.get("label", row.get("answer", row.get("answerKey")))) for row in rows]
+    most = max(golds.count(gold) for gold in golds)
+    assert most <= len(rows) * 0.6, f"{task}: always answering one label must not score well"
+
+
+def choices_of(row: dict[str, Any]) -> tuple[list[str], int]:
+    if "endings" in row:
+        return row["endings"], int(row["label"])
+    if "goal" in row:
+        return [row["sol1"], row["sol2"]], row["label"]
+    return row["choices"]["text"], row["choices"]["label"].index(row["answerKey"])
+
+
+@pytest.mark.parametrize("pick", [min, max])
+@pytest.mark.parametrize("task", ["piqa", "hellaswag", "arc_easy", "arc_challenge", "openbookqa"])
+def test_length_does_not_tell_the_answer(task: str, pick: Callable[[Iterable[int]], int]) -> None:
+    """Always the shortest choice, or always the longest, is right no more often than by luck."""
+    right, chance, variance = 0.0, 0.0, 0.0
+    rows = embedded_rows(task)
+    for row in rows:
+        choices, gold = choices_of(row)
+        lengths = [len(choice) for choice in choices]
+        picked = [length == pick(lengths) for length in lengths]
+        right += picked[gold] / sum(picked)
+        p = 1 / len(choices)
+        chance, variance = chance + p, variance + p * (1 - p)
+    assert abs(right - chance) <= math.sqrt(variance), f"{right} of {len(rows)}, chance {chance}"
+
+
+def test_an_ending_alone_tells_nothing() -> None:
+    """Each ending of HellaSwag's questions is right once and wrong in three other questions."""
+    right, offered = Counter[str](), Counter[str]()
+    for endings, gold in map(choices_of, embedded_rows("hellaswag")):
+        right[endings[gold]] += 1
+        offered.update(endings)
+    assert set(right.values()) == {1} and set(offered.values()) == {4}
+    assert right.keys() == offered.keys()
