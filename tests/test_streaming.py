@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from lorap_exp import pipeline
 from lorap_exp.config import Config
 from lorap_exp.errors import LorapError
-from lorap_exp.methods import low_rank
+from lorap_exp.methods import laco, low_rank, slicegpt
 from lorap_exp.models.tiny import byte_tokenizer, random_config
 from lorap_exp.schema.inputs import RandomModelConfig
 
@@ -46,8 +46,23 @@ METHODS = {
     "sleb": ["method=sleb"],
     "taylor": ["method=streamline_none", f"{LAYERS}.criterion=taylor", f"{LAYERS}.protect=[0,0]"],
     "layers, then lorap": ["method=streamline_lorap", f"{LAYERS}.replacement=none", "ratio=0.5"],
+    "layers merged": ["method=laco", f"{LAYERS}.threshold=0.999", f"{LAYERS}.samples=4"],
+    "slicegpt": ["method=slicegpt"],
+    "replaceme": ["method=replaceme"],
+    "a linear map": ["method=replaceme", f"{LAYERS}.replacement=linear"],
+    "a linear map, then lorap": [
+        "method=streamline_lorap",
+        f"{LAYERS}.replacement=linear",
+        "ratio=0.5",
+    ],
+    "a merged map, then lorap": [
+        "method=streamline_lorap",
+        f"{LAYERS}.replacement=linear_merged",
+        "ratio=0.5",
+    ],
     "nothing": ["method=dense", "ratio=0"],
 }
+EXPERTS = "+stage@method.stages.experts=expert_pruning"
 SIZES = {"blocks": 3, "hidden_size": 64, "intermediate_size": 176, "heads": 4, "kv_heads": 2}
 FUSED = ["phi3", "gpt2", "gpt_neox"]
 """Fused projections, and turned ones."""
@@ -156,10 +171,44 @@ def test_a_killed_job_goes_on_from_the_block(
 
 
 @pytest.mark.parametrize(
+    ("overrides", "owner", "name", "fatal"),
+    [
+        (["method=slicegpt"], slicegpt.SliceResidual, "_block", 3),
+        (["method=slicegpt"], slicegpt.SliceResidual, "_ends", 1),
+        (METHODS["layers merged"], laco, "shortened", 1),
+        (METHODS["a merged map, then lorap"], low_rank, "factorise", 7),
+    ],
+)
+def test_what_blocks_hand_on_survives_a_kill(
+    config: Make,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    overrides: list[str],
+    owner: object,
+    name: str,
+    fatal: int,
+) -> None:
+    """Rotations of the residual stream go on; merged layers are merged again from the original."""
+    expected = run(config, folder, "memory", "stream=false", *overrides)
+    original, calls = getattr(owner, name), []
+
+    def dies(*arguments: object) -> object:
+        calls.append(arguments)
+        if len(calls) == fatal:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(owner, name, staticmethod(dies) if name == "_ends" else dies)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, folder, "streamed", "stream=true", *overrides)
+    assert list((folder.parent / "streamed").rglob("block-*")), "nothing was rewritten before"
+    monkeypatch.setattr(owner, name, staticmethod(original) if name == "_ends" else original)
+    assert run(config, folder, "streamed", "stream=true", *overrides) == expected
+
+
+@pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["method=replaceme"], "its stage layers makes a replacement from the whole model"),
-        (["method=slicegpt"], "changes the whole model at once"),
         (
             [
                 "method=lorap_lora",
@@ -182,12 +231,24 @@ def test_what_cannot_be_streamed_is_refused(
         run(config, folder, "streamed", "stream=true", *overrides)
 
 
-def test_experts_that_are_merged_on_loading_are_refused(config: Make, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["method.stages.mlp=null", "ratio=0.05"],
+        ["method.stages.attention=null", "method.stages.mlp=null", EXPERTS],
+        ["method=shortgpt", "ratio=0.4"],
+    ],
+)
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_experts_that_are_merged_on_loading(
+    config: Make, tmp_path: Path, family: str, overrides: list[str]
+) -> None:
+    """Their files hold each expert apart, and do so again when the model is saved."""
     torch.manual_seed(0)
-    drawn = random_config(RandomModelConfig(family="mixtral", **SIZES))
+    drawn = random_config(RandomModelConfig(family=family, **SIZES))
     folder = saved(AutoModelForCausalLM.from_config(drawn), tmp_path / "dense")
-    with pytest.raises(LorapError, match="stream must be false for 'mixtral' models whose files"):
-        run(config, folder, "streamed", "stream=true", "method.stages.mlp=null", "ratio=0.05")
+    expected = run(config, folder, "memory", "stream=false", *overrides)
+    assert run(config, folder, "streamed", "stream=true", *overrides) == expected
 
 
 def test_a_random_model_has_no_files(config: Make, tmp_path: Path) -> None:

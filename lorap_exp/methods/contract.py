@@ -131,7 +131,7 @@ class Step:
         """Why the whole model must be in memory; empty where one block at a time will do."""
         if self.trains:
             return "trains the whole model"
-        return "changes the whole model at once" if self.ends or self.reach == "model" else ""
+        return "changes the whole model at once" if self.reach == "model" else ""
 
     @property
     def sized(self) -> Sequence[str]:

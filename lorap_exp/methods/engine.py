@@ -62,6 +62,7 @@ def rewrite_blocks(
     probes = {probe for visit in visits for probe in visit.probes}
     known = _known(source, ids, probes, visits, how, sharing=sharing, bars=bars)
     carry: dict[str, Carry] = {name: {"survey": seen} if seen else {} for name, _ in group}
+    source.hold(carry)
     done = [edit for edits_ in source.done.values() for edit in edits_]
     walked = walk(source, ids, visits, how, sharing=sharing, known=known)
     left = [block for block in source.blocks if not source.finished(block)]
@@ -77,7 +78,7 @@ def rewrite_blocks(
     for name, step in group:
         if step.ends:
             done += step.apply(Ends(source.model), edits[name], None, carry[name])
-    return done
+    return list(dict.fromkeys(done))
 
 
 def _present(source: Source) -> list[str]:

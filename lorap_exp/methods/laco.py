@@ -11,7 +11,7 @@ Published (LLM-Streamline's table), Llama-2-7B at 25 %: BoolQ 64.1, HellaSwag 55
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -26,8 +26,9 @@ from lorap_exp.calibration.stream import entered
 from lorap_exp.errors import LorapError
 from lorap_exp.methods.contract import Carry, Step, Whole
 from lorap_exp.methods.streamline.removal import removed
-from lorap_exp.models.families import Block, blocks_of
+from lorap_exp.models.families import Block
 from lorap_exp.models.layout import shortened
+from lorap_exp.models.source import Source
 from lorap_exp.planning.edits import Drop, Edit, Merge
 from lorap_exp.planning.shapes import Shape
 from lorap_exp.planning.spans import net_layers
@@ -57,6 +58,10 @@ class LaCo(Step):
     reach: ClassVar[Literal["block", "model"]] = "model"
     removes_layers: ClassVar[bool] = True
 
+    @property
+    def needs_whole(self) -> str:
+        return ""
+
     def sequences(self) -> dict[str, int]:
         return {"samples": self.samples}
 
@@ -79,31 +84,33 @@ class LaCo(Step):
         self, part: Whole, edits: Sequence[Edit], seen: object, carry: Carry
     ) -> Sequence[Edit]:
         assert part.calibration is not None
-        batches = part.calibration[: self.samples].to(part.model.device).split(part.how.batch_size)
-        trials = self._trials(part.model, batches, len(removed(edits)))
+        source = part.source
+        batches = part.calibration[: self.samples].to(source.device).split(part.how.batch_size)
+        trials = self._trials(source, batches, len(removed(edits)))
         shown = part.bars("laco", "trial")(trials)
         merges = [merge for merge in shown if merge is not None]
         part.model = shortened(part.model, merges, {})
         return merges
 
     def _trials(
-        self, model: PreTrainedModel, batches: Sequence[Tensor], left: int
+        self, source: Source, batches: Sequence[Tensor], left: int
     ) -> Iterator[Merge | None]:
         """Merge in place until `left` layers are gone; None for a trial that was undone."""
         threshold = self.threshold
-        target = [final_states(model, batch) for batch in batches]
-        blocks = {block.index: block for block in blocks_of(model)}
+        target = [final_states(source.model, batch) for batch in batches]
+        blocks = {block.index: block for block in source.blocks}
         alive = list(blocks)
         while left:
             position = len(alive) - 1 - min(self.layers, left)
             while left and position >= self.lowest:
                 base, behind = alive[position], alive[position + 1 :][: min(self.layers, left)]
-                before = collapse(blocks[base], [blocks[index] for index in behind])
+                before = collapse(source, blocks[base], [blocks[index] for index in behind])
                 gone = [block for index, block in blocks.items() if index not in alive]
                 with entered([*gone, *(blocks[index] for index in behind)], None):
-                    cosine = mean_cosine([final_states(model, batch) for batch in batches], target)
+                    states = [final_states(source.model, batch) for batch in batches]
+                cosine = mean_cosine(states, target)
                 if not cosine > threshold:
-                    restore(before)
+                    restore(source, blocks[base], before)
                     position -= 1
                     yield None
                     continue
@@ -115,27 +122,37 @@ class LaCo(Step):
             threshold -= self.decrease
 
 
-Saved = Sequence[tuple[Tensor, Tensor]]
-"""Parameters and what they were."""
+Saved = Mapping[tuple[str, str], Tensor]
+"""What the parameters of a block's matrices were, by matrix and parameter."""
 
 
-def collapse(base: Block, behind: Sequence[Block]) -> Saved:
+def collapse(source: Source, base: Block, behind: Sequence[Block]) -> Saved:
     """Add to the matrices of a block, in place, the differences of others to it."""
-    saved = []
-    for name in base.family.matrices:
-        theirs = [dict(block.linear(name).named_parameters()) for block in behind]
-        for key, parameter in base.linear(name).named_parameters():
-            before = parameter.clone()
-            saved.append((parameter, before))
-            change = torch.stack([other[key].float() - before.float() for other in theirs]).sum(0)
-            parameter.copy_(before.float() + change)
-    return saved
+    with source.opened(base, rewrite=False):
+        before = {key: parameter.clone() for key, parameter in parameters_of(base)}
+    changes = {key: torch.zeros_like(value, dtype=torch.float32) for key, value in before.items()}
+    for other in behind:
+        with source.opened(other, rewrite=False):
+            for key, parameter in parameters_of(other):
+                changes[key] += parameter.float() - before[key].float()
+    with source.amended(base):
+        for key, parameter in parameters_of(base):
+            parameter.copy_(before[key].float() + changes[key])
+    return before
 
 
-def restore(saved: Saved) -> None:
+def restore(source: Source, block: Block, saved: Saved) -> None:
     """The parameters as they were."""
-    for parameter, before in saved:
-        parameter.copy_(before)
+    with source.amended(block):
+        for key, parameter in parameters_of(block):
+            parameter.copy_(saved[key])
+
+
+def parameters_of(block: Block) -> Iterator[tuple[tuple[str, str], Tensor]]:
+    """The parameters of a block's matrices."""
+    for name in block.family.matrices:
+        for key, parameter in block.linear(name).named_parameters():
+            yield (name, key), parameter
 
 
 def final_states(model: PreTrainedModel, ids_BT: Tensor) -> Tensor:

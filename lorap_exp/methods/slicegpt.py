@@ -21,11 +21,13 @@ from lorap_exp.calibration.probes import Probe
 from lorap_exp.calibration.walk import Visit
 from lorap_exp.errors import LorapError
 from lorap_exp.methods.contract import Carry, Ends, Part, Step
-from lorap_exp.models.families import embedding_of, final_norm_of, head_of
+from lorap_exp.models.families import embedding_of, final_norm_of, head_of, slice_norm
 from lorap_exp.models.rewriting import dense_like
 from lorap_exp.planning.edits import Edit, Plan, Slice
 from lorap_exp.planning.shapes import SPACES, Shape
 
+ROWS = 4096
+"""Of the embedding and the head, turned at a time."""
 PLACES = ("residual", "middle", "residual:out")
 
 
@@ -80,7 +82,7 @@ class SliceResidual(Step):
         carry.setdefault("first", before)
         self._block(part, carry.get("last", before), middle, after)
         carry["last"] = after
-        return ()
+        return edits
 
     @staticmethod
     def _basis(seen: Evidence, place: str, size: int) -> Tensor:
@@ -105,9 +107,7 @@ class SliceResidual(Step):
             bias = None if linear.bias is None else basis.mT @ linear.bias.double()
             turned = basis.mT @ linear.weight.double()
             block.replace(name, dense_like(linear, turned, bias))
-        for norm in block.norms:
-            slice_norm(norm, before.shape[1])
-        block.add_shortcuts()
+        block.slice(before.shape[1])
         for name, turn in (("attention", before.mT @ middle), ("mlp", middle.mT @ after)):
             shortcut: Any = block.module.get_submodule(f"shortcut_{name}")
             shortcut.weight.copy_(turn.mT)
@@ -119,13 +119,16 @@ class SliceResidual(Step):
         model = part.model
         embedding, head, norm = embedding_of(model), head_of(model), final_norm_of(model)
         assert norm is not None
-        turned = head.weight.double() * norm_gain(norm) @ carry["last"]
+        gain = norm_gain(norm)
+        dtype = embedding.weight.dtype
+        rows = head.weight.split(ROWS)
+        turned = torch.cat([(part.double() * gain @ carry["last"]).to(dtype) for part in rows])
         bias = None if head.bias is None else head.bias
         model.set_output_embeddings(dense_like(head, turned, bias))
         small = copy.copy(embedding)
         small._parameters = dict(embedding._parameters)
-        dtype = embedding.weight.dtype
-        rotated = (embedding.weight.double() @ carry["first"]).to(dtype)
+        rows = embedding.weight.split(ROWS)
+        rotated = torch.cat([(part.double() @ carry["first"]).to(dtype) for part in rows])
         small.weight = nn.Parameter(rotated, requires_grad=False)
         small.embedding_dim = size
         model.set_input_embeddings(small)
@@ -144,10 +147,3 @@ def norm_gain(norm: nn.Module) -> Tensor:
         raise LorapError(f"method: SliceGPT needs root-mean-square norms here, got {kind}")
     gain: Tensor = norm.weight  # type: ignore[assignment]
     return gain.double()
-
-
-def slice_norm(norm: nn.Module, size: int) -> None:
-    """A norm without gain over `size` features that divides by the mean over all original ones."""
-    gain: Tensor = norm.weight  # type: ignore[assignment]
-    constant = (len(gain) / size) ** 0.5
-    norm.weight = nn.Parameter(gain.new_full((size,), constant), requires_grad=False)

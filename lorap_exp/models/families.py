@@ -104,6 +104,17 @@ class Block:
         check_shortcuts(self.family)
         add_shortcuts(self.module, self.family.layout())
 
+    def slice(self, size: int) -> None:
+        """Shortcuts, uninitialised, and norms without gain of `size` features, which divide by the
+        mean over all original ones; the matrices are left.
+
+        Raises:
+            LorapError: see `add_shortcuts`.
+        """
+        for norm in {id(norm): norm for norm in self.norms}.values():
+            slice_norm(norm, size)
+        self.add_shortcuts()
+
     def add_branch(self, rank: int) -> None:
         """An uninitialised low-rank map parallel to the MLP: its `branch`.
 
@@ -145,6 +156,13 @@ class Block:
             each = sum(parameter[0].numel() for parameter in stacked)
             matrices["experts"] = MatrixShape("experts", len(stacked[0]), each)
         return BlockShape(self.index, matrices, self.groups, self.heads)
+
+
+def slice_norm(norm: nn.Module, size: int) -> None:
+    """A norm without gain over `size` features that divides by the mean over all original ones."""
+    gain: Tensor = norm.weight  # type: ignore[assignment]
+    constant = (len(gain) / size) ** 0.5
+    norm.weight = nn.Parameter(gain.new_full((size,), constant), requires_grad=False)
 
 
 def _rows(module: nn.Module) -> int:

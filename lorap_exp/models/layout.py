@@ -6,9 +6,10 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from lorap_exp.models.experts import experts_setting
+from lorap_exp.models.experts import experts_setting, keep_experts
 from lorap_exp.models.families import Block, family_of, meta_model, shapes_of
 from lorap_exp.models.forms import layer_settings, shorten
+from lorap_exp.models.modeling_compressed import reshape_linear
 from lorap_exp.models.structure import Family
 from lorap_exp.planning.edits import Edit, Plan
 from lorap_exp.planning.shapes import BlockShape, MatrixShape, Shape
@@ -89,15 +90,17 @@ def _changes(
     return shape
 
 
-def block_forms(edits: Sequence[Edit], block: Block) -> dict[str, dict[str, Any]]:
-    """New forms of the matrices of one block after its edits, by their names."""
+def give_form(block: Block, edits: Sequence[Edit]) -> None:
+    """Modules of the sizes that a block has after its edits; weights are left to be put in."""
     before = block.shape()
     after = Plan(0.0, tuple(edits)).shape(Shape((before,))).blocks[0]
-    found = {}
+    if "residual" in after.widths:
+        block.slice(after.widths["residual"])
+    if "experts" in after.widths:
+        keep_experts(block, range(after.widths["experts"]))
     for name in block.family.matrices:
         if changes := _changes(name, after, after.matrices[name], before.matrices[name]):
-            found[name] = changes
-    return found
+            block.replace(name, reshape_linear(block.linear(name), **changes))
 
 
 def shortened(

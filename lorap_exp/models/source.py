@@ -6,6 +6,7 @@ and writes it when it is closed; no method knows the difference.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -39,9 +40,20 @@ class Source:
         """Go on with another model."""
         self.model = model
 
+    def restart(self) -> None:
+        """Forget what was rewritten before the process was killed."""
+
+    @property
+    def rewritten(self) -> bool:
+        """Some blocks wait on disk to be saved."""
+        return False
+
     def finished(self, block: Block) -> bool:
         """It was rewritten before the process was killed."""
         return False
+
+    def hold(self, carry: Mapping[str, dict[str, Any]]) -> None:
+        """Keep what steps hand on from block to block; put in what they left before a kill."""
 
     def note(self, edits: Sequence[Edit]) -> None:
         """What was done to the open block, for a source that keeps it."""

@@ -8,6 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    dot_natural_key,
+    rename_source_key,
+)
 from transformers.pytorch_utils import Conv1D
 
 from lorap_exp.errors import LorapError
@@ -26,15 +33,16 @@ class StoredBlocks:
         model: its architecture without weights, fused projections together; not changed.
 
     Raises:
-        LorapError: the files are no safetensors, or a tensor of a block is not there as it is.
+        LorapError: the files are no safetensors, or not those of the architecture.
     """
 
     def __init__(self, folder: Path, model: PreTrainedModel) -> None:
         family = decoder_family(model)
         self._path, self._fused = family.layers, family.fused
         self._places = _places(folder, match_folder(folder, model).stored)
+        self._conversion = Conversion(model)
         layers = list(model.get_submodule(family.layers).children())
-        self._names = [self._check(model, number, layer) for number, layer in enumerate(layers)]
+        self._shapes = [{n: t.shape for n, t in layer.state_dict().items()} for layer in layers]
         stock = getattr(model.config, "stock_class", None) is None
         self._unsplit = [
             copy.deepcopy(one) if stock and self._splits(one) else None for one in layers
@@ -47,26 +55,16 @@ class StoredBlocks:
     def _splits(self, layer: nn.Module) -> bool:
         return bool(self._fused) or any(isinstance(m, Conv1D) for m in layer.modules())
 
-    def _check(self, model: PreTrainedModel, number: int, layer: nn.Module) -> list[str]:
-        """The names of a layer's tensors, all of which have a place: experts may be merged on
-        loading."""
-        state = layer.state_dict()
-        for name, tensor in state.items():
-            place = self._places.get(self._prefix(number) + name)
-            if place is None or place.shape != tuple(tensor.shape):
-                raise LorapError(
-                    f"stream must be false for '{model.config.model_type}' models whose files hold "
-                    f"no tensor '{self._prefix(number)}{name}': it is put together on loading"
-                )
-        return list(state)
-
     def _prefix(self, number: int) -> str:
         return f"{self._path}.{number}."
 
     @property
     def others(self) -> dict[str, Place]:
         """Tensors that belong to no block."""
-        return {n: p for n, p in self._places.items() if not n.startswith(self._path + ".")}
+        inner = self._path + "."
+        return {
+            n: p for n, ps in self._places.items() if not n.startswith(inner) for p in ps.values()
+        }
 
     def read(self, number: int, order: Sequence[int]) -> dict[str, Tensor]:
         """The tensors of a block, and a thread that reads those of the next one on the way.
@@ -88,7 +86,12 @@ class StoredBlocks:
 
     def _read(self, number: int) -> dict[str, Tensor]:
         prefix = self._prefix(number)
-        found = {name: read(self._places[prefix + name]) for name in self._names[number]}
+        found: dict[str, Tensor] = {}
+        for name, shape in self._shapes[number].items():
+            stored = {key: read(place) for key, place in self._places[prefix + name].items()}
+            (first, *more) = stored.values()
+            whole = not more and first.shape == shape
+            found[name] = first if whole else self._conversion.joined(prefix + name, stored)
         for name, tensor in found.items():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise LorapError(
@@ -107,10 +110,38 @@ class StoredBlocks:
         return layer.state_dict()
 
 
-def _places(folder: Path, names: Mapping[str, str]) -> dict[str, Place]:
-    """Where every tensor of a checkpoint is, by its name in the architecture."""
+class Conversion:
+    """What transformers does to the tensors of a checkpoint on loading: experts become one."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._config = model.config
+        steps = get_model_conversion_mapping(model, add_legacy=False)
+        self._renamings = [step for step in steps if isinstance(step, WeightRenaming)]
+        self._converters = [step for step in steps if isinstance(step, WeightConverter)]
+
+    def joined(self, name: str, stored: Mapping[str, Tensor]) -> Tensor:
+        """The tensor `name` of the architecture, made of those that are stored for it."""
+        by_pattern = {p: one for one in self._converters for p in one.source_patterns}
+        converter: WeightConverter | None = None
+        for key in sorted(stored, key=dot_natural_key):
+            renamed, pattern = rename_source_key(key, self._renamings, self._converters)
+            assert pattern is not None, f"'{key}' is stored as it is in the architecture"
+            if converter is None:
+                converter = copy.deepcopy(by_pattern[pattern])
+            converter.add_tensor(renamed, key, pattern, stored[key])  # type: ignore[arg-type]
+        assert converter is not None
+        (made,) = converter.convert(name, config=self._config).values()
+        tensor: Tensor = made[0] if isinstance(made, list) else made
+        return tensor
+
+
+def _places(folder: Path, names: Mapping[str, str]) -> dict[str, dict[str, Place]]:
+    """Where every tensor of an architecture is: several stored ones may be put together."""
     files = weight_files(folder)
     if odd := next((path for path in files if path.suffix != ".safetensors"), None):
         raise LorapError(f"stream must be false where weights are no safetensors, got '{odd.name}'")
-    found = {name: place for path in files for name, place in places_in(path).items()}
-    return {names.get(name, name): place for name, place in found.items()}
+    found: dict[str, dict[str, Place]] = {}
+    for path in files:
+        for name, place in places_in(path).items():
+            found.setdefault(names.get(name, name), {})[name] = place
+    return found

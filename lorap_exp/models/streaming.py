@@ -21,8 +21,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from lorap_exp.errors import LorapError
 from lorap_exp.models.families import Block, blocks_of, decoder_family, split_fused
 from lorap_exp.models.forms import as_form, causal_class
-from lorap_exp.models.layout import block_forms
-from lorap_exp.models.modeling_compressed import reshape_linear
+from lorap_exp.models.layout import give_form
 from lorap_exp.models.source import Source
 from lorap_exp.models.stored_blocks import StoredBlocks
 from lorap_exp.models.tensor_files import Mapped, fill, places_in, read, write
@@ -72,6 +71,7 @@ class StreamedSource(Source):
         self._formed: set[int] = set()
         """Finished blocks whose modules are already those that they were rewritten to."""
         self._noted: list[Edit] = []
+        self._carry: Mapping[str, dict[str, Any]] = {}
         self._load_rest()
         self._lend()
 
@@ -111,7 +111,8 @@ class StreamedSource(Source):
         def lend(block: Block) -> None:
             def before(module: nn.Module, _: Any) -> None:
                 bypassed = "forward" in vars(module)
-                if module is block.module and not bypassed and block.index not in self._open:
+                there = block.index in self._open | self._lent
+                if module is block.module and not bypassed and not there:
                     self._read(block, original=self._original)
                     self._lent.add(block.index)
 
@@ -153,15 +154,53 @@ class StreamedSource(Source):
         """It was rewritten before the process was killed."""
         return block.index in self.done
 
+    def hold(self, carry: Mapping[str, dict[str, Any]]) -> None:
+        """Keep the tensors that steps hand on from block to block; put in what they left before a
+        kill."""
+        self._carry = carry
+        left = [self._carry_file(index) for index in self._finished]
+        for path in (path for path in left[-1:] if path.is_file()):
+            for key, place in places_in(path).items():
+                step, _, name = key.partition("/")
+                carry[step][name] = read(place).to(self._device)
+
+    def _carry_file(self, index: int) -> Path:
+        assert self._work is not None
+        return self._work / f"carry-{index:05}.safetensors"
+
+    def _write_carry(self, index: int) -> None:
+        tensors = {
+            f"{step}/{name}": value
+            for step, values in self._carry.items()
+            for name, value in values.items()
+            if isinstance(value, Tensor)
+        }
+        if tensors:
+            with replacing(self._carry_file(index)) as partial:
+                write(partial, tensors)
+
     def note(self, edits: Sequence[Edit]) -> None:
         """What was done to the open block."""
         self._noted += edits
 
     def adopt(self, model: PreTrainedModel) -> None:
-        """Go on with a model of the same blocks, some of which are gone."""
+        """Go on with a model of the same blocks, some of which are gone or replaced."""
         self.model = model
         vars(self).pop("blocks", None)
+        for block in self.blocks:
+            if not block.family.matrices and self._work is not None:  # a replacement, in memory
+                self._write(block, [])
+                _free(block.module)
         self._lend()
+
+    def restart(self) -> None:
+        """Forget what was rewritten before the process was killed."""
+        self._finished.clear()
+
+    @property
+    def rewritten(self) -> bool:
+        """Some blocks are not those of the checkpoint any more."""
+        return bool(self._finished)
 
     @contextmanager
     def originals(self) -> Iterator[None]:
@@ -189,7 +228,10 @@ class StreamedSource(Source):
         try:
             yield block
             if rewrite and self._work is not None and not written:
+                self._write_carry(block.index)
                 self._write(block, self._noted)
+                for index in list(self._finished)[:-1]:
+                    self._carry_file(index).unlink(missing_ok=True)
         finally:
             self._open.discard(block.index)
             _free(block.module)
@@ -230,8 +272,7 @@ class StreamedSource(Source):
         if block.index in self._formed:
             return
         self._formed.add(block.index)
-        for name, form in block_forms(self.done[block.index], block).items():
-            block.replace(name, reshape_linear(block.linear(name), **form))
+        give_form(block, self.done[block.index])
 
     def _file(self, block: Block) -> Path:
         assert self._work is not None
@@ -256,12 +297,9 @@ class StreamedSource(Source):
         """
         tied = set(final.all_tied_weights_keys or ())
         own = {name: tensor for name, tensor in final.state_dict().items() if name not in tied}
-        names = {name: _saved_name(final, name, tensor) for name, tensor in own.items()}
-        parts = (
-            {names[name]: tensor for name, tensor in part.items()}
-            for part in self._final_tensors(final, own, form)
-        )
-        fill(folder, {names[n]: t for n, t in own.items()}, parts, final.num_parameters())
+        parts = self._final_tensors(final, own, form)
+        stored = (revert_weight_conversion(final, part) for part in parts)
+        fill(folder, revert_weight_conversion(final, own), stored, final.num_parameters())
 
     def _final_tensors(
         self, final: PreTrainedModel, own: Mapping[str, Tensor], form: str
@@ -274,11 +312,6 @@ class StreamedSource(Source):
                 layer = final.get_submodule(f"{layers}.{position}")
                 state = as_form(layer, block.module, form, stock=_is_stock(final))
                 yield {f"{layers}.{position}.{name}": t for name, t in state.items()}
-
-
-def _saved_name(model: PreTrainedModel, name: str, tensor: Tensor) -> str:
-    """The name under which transformers saves a tensor, which may be an older one."""
-    return next(iter(revert_weight_conversion(model, {name: tensor})))
 
 
 def _is_stock(model: PreTrainedModel) -> bool:

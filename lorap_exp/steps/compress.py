@@ -19,7 +19,7 @@ from lorap_exp.calibration.evidence import Sharing, Survey
 from lorap_exp.calibration.sampling import digest
 from lorap_exp.calibration.survey import survey
 from lorap_exp.config import Config
-from lorap_exp.methods.contract import Whole
+from lorap_exp.methods.contract import Step, Whole
 from lorap_exp.methods.engine import rewrite_blocks
 from lorap_exp.methods.planner import plan_group
 from lorap_exp.methods.streamline.selection import LayerScores, Selection
@@ -113,7 +113,7 @@ def compress(cfg: Config, inputs: Inputs, job: Job, meter: Meter) -> tuple[Sourc
     start = work.resume(last)
     for number in range(start, groups):
         work.run(number)
-        if number == last or inputs.stack.groups()[number + 1][0][1].trains:
+        if number == last or work.is_saved_before(inputs.stack.groups()[number + 1][0][1]):
             work.save(number, final=number == last)
     if not groups and start == 0:
         work.save(0, final=True)
@@ -148,14 +148,19 @@ class Work:
             self._source = self._open()
         return self._source
 
+    def is_saved_before(self, step: Step) -> bool:
+        """A step needs the model so far in files of its own."""
+        return step.trains or (step.reach == "block" and self.source().rewritten)
+
     def _open(self) -> Source:
-        cfg, inputs = self._cfg, self._inputs
+        cfg, inputs, blocks = self._cfg, self._inputs, self._job.folder / "blocks"
         if self._saved is None:
             if inputs.streamed:
                 say("  streamed: one block at a time is in memory")
-            return open_dense(cfg, inputs, self._meter, self._job.folder / "blocks")
+            return open_dense(cfg, inputs, self._meter, blocks)
         if inputs.streamed:
-            return open_saved(cfg, inputs, self._saved)
+            final = self._saved == self._job.model_folder
+            return open_saved(cfg, inputs, self._saved, None if final else blocks)
         return Source(load(self._saved, inputs.device, getattr(torch, cfg.dtype)))
 
     def _take(self) -> Source:
@@ -172,6 +177,8 @@ class Work:
         if first.reach == "model":
             label = "replace" if first.removes_layers else "recovery"
             with self._meter.stage(label):
+                if first.removes_layers:
+                    self.source().restart()
                 if first.trains:
                     self._job.write(f"planned_{number}.json", _plain(edits))
                     Team().tell(f"group {number}")

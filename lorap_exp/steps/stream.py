@@ -4,6 +4,7 @@ from pathlib import Path
 
 import psutil
 import torch
+from transformers import PreTrainedConfig
 
 from lorap_exp.config import Config
 from lorap_exp.errors import LorapError
@@ -61,12 +62,19 @@ def too_large(cfg: Config) -> bool:
 
 def open_original(cfg: Config, inputs: Inputs, work: Path | None = None) -> StreamedSource:
     """The original model, a block at a time; rewritten blocks go to the folder `work`."""
+    return _opened(cfg, inputs, with_weights(cfg.model).folder, inputs.model_config, work)
+
+
+def open_saved(
+    cfg: Config, inputs: Inputs, folder: Path, work: Path | None = None
+) -> StreamedSource:
+    """A saved model, a block at a time; rewritten blocks go to the folder `work`."""
+    return _opened(cfg, inputs, folder, load_config(folder), work)
+
+
+def _opened(
+    cfg: Config, inputs: Inputs, folder: Path, config: PreTrainedConfig, work: Path | None
+) -> StreamedSource:
     if work is not None:
         work.mkdir(parents=True, exist_ok=True)
-    folder, dtype = with_weights(cfg.model).folder, getattr(torch, cfg.dtype)
-    return StreamedSource(folder, inputs.model_config, inputs.device, dtype, work)
-
-
-def open_saved(cfg: Config, inputs: Inputs, folder: Path) -> StreamedSource:
-    """A saved model, a block at a time."""
-    return StreamedSource(folder, load_config(folder), inputs.device, getattr(torch, cfg.dtype))
+    return StreamedSource(folder, config, inputs.device, getattr(torch, cfg.dtype), work)

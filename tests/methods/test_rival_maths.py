@@ -182,10 +182,11 @@ def test_laco_adds_the_differences_to_the_original_base(tiny: Tiny) -> None:
     model = tiny(blocks=4)
     base, *behind = blocks_of(model)[1:]
     weights = [block.weight("gate").clone() for block in (base, *behind)]
-    saved = collapse(base, behind)
+    source = Source(model)
+    saved = collapse(source, base, behind)
     expected = weights[0] + (weights[1] - weights[0]) + (weights[2] - weights[0])
     torch.testing.assert_close(base.weight("gate"), expected)
-    restore(saved)
+    restore(source, base, saved)
     assert torch.equal(base.weight("gate"), weights[0])
 
 
@@ -215,7 +216,7 @@ def test_laco_ends_at_the_planned_number_and_its_plan_says_how(
         assert isinstance(merge, Merge)
         assert merge.cosine > merge.threshold
         assert merge.threshold <= threshold and len(merge.layers) <= 2
-        collapse(blocks[merge.into], [blocks[index] for index in merge.layers])
+        collapse(Source(dense), blocks[merge.into], [blocks[index] for index in merge.layers])
     for block in blocks_of(part.model):
         for name in block.family.matrices:
             assert torch.equal(block.weight(name), blocks[block.index].weight(name))

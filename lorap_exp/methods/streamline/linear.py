@@ -8,16 +8,18 @@ into `down` of the layer before the span it costs no parameter (ReplaceMe, arXiv
 not depend on the map.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import Literal
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
-from lorap_exp.methods.streamline.networks import front_of
-from lorap_exp.models.families import blocks_of
+from lorap_exp.calibration.observe import run_batches
+from lorap_exp.calibration.stream import Stream, open_stream
+from lorap_exp.calibration.walk import Walk
 from lorap_exp.models.modeling_compressed import ReplacedLayer
+from lorap_exp.models.source import Source
 from lorap_exp.ops.least_squares import ridge_solution
 from lorap_exp.planning.edits import Drop, Edit, Insert
 
@@ -25,52 +27,95 @@ Fit = Literal["mse", "nmse"]
 
 
 def linear_replacement(
-    dense: PreTrainedModel, edits: Sequence[Edit], batches: Iterable[Tensor], ridge: float, fit: Fit
+    source: Source, edits: Sequence[Edit], ids: Tensor, how: Walk, ridge: float, fit: Fit
 ) -> nn.Module:
-    """h[stop] ~ W h[start] as a layer of its own, in the model's dtype."""
+    """h[stop] ~ W h[start] as a layer of its own, in the model's dtype.
+
+    Args:
+        source: the original model.
+        edits: one span of layers that go.
+        ids: calibration tokens (samples, T).
+        how: batch size, and where hidden states wait.
+        ridge: of `ridge_solution`.
+        fit: which error is least.
+    """
     (part,) = (edit for edit in edits if isinstance(edit, Insert))
-    front = front_of(dense, edits)
-    states = (states for states, _ in map(front, batches))
-    update = closed_form(((h[0], h[-1] - h[0], h[-1]) for h in states), ridge, fit)
-    with torch.device(dense.device):
-        layer = ReplacedLayer(dense.config, part.kind, part.residual, part.start)
+    span = span_states(source, edits, ids, how)
+    tokens = ((before, after - before, after) for before, after, _ in span.batches())
+    update = closed_form(tokens, ridge, fit)
+    with torch.device(source.device):
+        layer = ReplacedLayer(source.model.config, part.kind, part.residual, part.start)
     identity = torch.eye(len(update), dtype=update.dtype, device=update.device)
     weight = update if part.residual else identity + update
-    layer.get_parameter("replacement.down.weight").data = weight.mT.to(dense.dtype)
+    layer.get_parameter("replacement.down.weight").data = weight.mT.to(source.model.dtype)
     return layer.requires_grad_(False)
 
 
 @torch.no_grad()
 def merge_linear_map(
-    dense: PreTrainedModel, edits: Sequence[Edit], batches: Iterable[Tensor], ridge: float, fit: Fit
+    source: Source, edits: Sequence[Edit], ids: Tensor, how: Walk, ridge: float, fit: Fit
 ) -> None:
     """Fit T so that what the MLP before the span adds, times T, makes up for it; merge T in place.
 
-    With h[start] = a + z, z the output of `down`, T minimises |z T - (h[stop] - a)|.
+    With h[start] = a + z, z the output of `down`, T minimises |z T - (h[stop] - a)|. Arguments are
+    those of `linear_replacement`.
     """
-    block = blocks_of(dense)[_first(edits) - 1]
-    front = front_of(dense, edits)
-    outputs: list[Tensor] = []
-    watched = front.blocks[block.index].linear("down")
-    hook = watched.register_forward_hook(lambda *call: outputs.append(call[2]))
-    try:
-
-        def tokens() -> Iterable[tuple[Tensor, Tensor, Tensor]]:
-            for batch in batches:
-                outputs.clear()
-                states, _ = front(batch)
-                z = outputs[0].reshape(states[0].shape)
-                yield z, states[-1] - states[0], states[-1]
-
-        update = closed_form(tokens(), ridge, fit)
-    finally:
-        hook.remove()
-    for parameter in block.linear("down").parameters():
-        parameter.data = parameter + (update.mT @ parameter.double()).to(parameter)
+    span = span_states(source, edits, ids, how)
+    tokens = ((added, after - before, after) for before, after, added in span.batches())
+    update = closed_form(tokens, ridge, fit)
+    block = source.blocks[_ends_of(edits)[0] - 1]
+    with source.amended(block):
+        for parameter in block.linear("down").parameters():
+            parameter.data = parameter + (update.mT @ parameter.double()).to(parameter)
 
 
-def _first(edits: Sequence[Edit]) -> int:
-    return min(edit.layers[0] for edit in edits if isinstance(edit, Drop | Insert))
+@dataclass(frozen=True)
+class Span:
+    """What enters and leaves a span of layers, and what the MLP in front of it adds."""
+
+    before: Stream
+    after: Stream
+    added: Stream | None
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """h[start], h[stop] and the output of `down` in front, (B, T, H) each."""
+        added = self.before if self.added is None else self.added
+        for number in range(len(self.before)):
+            before, after = self.before[number], self.after[number]
+            yield before, after, added[number].reshape(before.shape)
+
+
+@torch.no_grad()
+def span_states(source: Source, edits: Sequence[Edit], ids: Tensor, how: Walk) -> Span:
+    """Hidden states at both ends of the layers that go; no layer behind them runs."""
+    start, stop = _ends_of(edits)
+    stream = open_stream(source, ids, how.batch_size, how.place)
+    before, added = stream, None
+    for position, block in enumerate(source.blocks[:stop]):
+        if position == start:
+            before = stream
+        with source.opened(block, rewrite=False, original=True):
+            if position != start - 1:
+                stream = run_batches(block.module, position, stream)
+                continue
+            outputs = stream.following(())
+
+            def keep(*call: Any, outputs: Stream = outputs) -> None:
+                outputs.append(call[2])
+
+            hook = block.linear("down").register_forward_hook(keep)
+            try:
+                stream = run_batches(block.module, position, stream)
+            finally:
+                hook.remove()
+            added = outputs
+    return Span(before, stream, added)
+
+
+def _ends_of(edits: Sequence[Edit]) -> tuple[int, int]:
+    """The first layer of the span, and the one behind it."""
+    gone = [index for edit in edits if isinstance(edit, Drop | Insert) for index in edit.layers]
+    return min(gone), max(gone) + 1
 
 
 class Products:

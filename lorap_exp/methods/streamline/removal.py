@@ -100,7 +100,7 @@ class LayerRemoval(Step):
 
     @property
     def needs_whole(self) -> str:
-        return "" if self.replacement == "none" else "makes a replacement from the whole model"
+        return "trains the whole model" if self.trains else ""
 
     def check(self, config: PreTrainedConfig) -> None:
         """Raise unless the replacement fits the architecture."""
@@ -214,13 +214,12 @@ class LayerRemoval(Step):
             self._train(part, edits)
         else:
             assert part.calibration is not None
-            batches = part.calibration.split(part.how.batch_size)
+            given = (part.source, edits, part.calibration, part.how, self.ridge, self.fit)
             modules: dict[int, nn.Module] = {}
             if self.replacement == "linear_merged":
-                merge_linear_map(part.model, edits, batches, self.ridge, self.fit)
+                merge_linear_map(*given)
             else:
-                network = linear_replacement(part.model, edits, batches, self.ridge, self.fit)
-                modules[removed(edits)[0]] = network
+                modules[removed(edits)[0]] = linear_replacement(*given)
             part.model = shortened(part.model, edits, modules)
         return edits
 
