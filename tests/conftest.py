@@ -53,13 +53,13 @@ def need_wheel(hub_id: str) -> None:
 @pytest.fixture(scope="session", params=["tiny", "smollm2_135m"])
 def workload(request: pytest.FixtureRequest) -> list[str]:
     """Overrides of a small job: a random model on embedded texts, and a real one on real ones."""
-    small = ["evaluation=perplexity", "logging=disabled"]
     if request.param == "tiny":
         few = ["calibration.samples=8", "calibration.length=32"]
-        return [*TINY, *small, *few, "evaluation.perplexity.max_tokens=512"]
+        return [*TINY, "evaluation=perplexity", *few, "evaluation.perplexity.max_tokens=512"]
     need_wheel("HuggingFaceTB/SmolLM2-135M-Instruct")
     folder = request.getfixturevalue("shared") / "data"
     few = ["calibration.samples=32", "evaluation.perplexity.max_tokens=1024"]
+    small = ["evaluation=perplexity", "logging=disabled"]
     return ["model=smollm2_135m", "data=local", f"data.folder={folder}", *small, *few]
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from lorap_exp.commands import subcommands
@@ -85,6 +86,9 @@ OmegaConf.register_new_resolver("slug", slug, replace=True)
 @hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")
 def job(cfg: DictConfig) -> float | None:
     """One job of a run or a sweep; its value for a search is the perplexity of the first text."""
+    from lorap_exp.workspace.memory import keep_freed_memory
+
+    keep_freed_memory()  # before torch asks for any
     from lorap_exp.commands.following import next_job
     from lorap_exp.models.ahead import read_ahead
     from lorap_exp.pipeline import run
@@ -100,10 +104,7 @@ def job(cfg: DictConfig) -> float | None:
     searches = not hydra_cfg.sweeper._target_.endswith(".BasicSweeper")
     raw: Any = OmegaConf.to_container(cfg, resolve=True)
     if DRY_RUN.get():
-        if searches:
-            sys.exit("error: --dry-run lists the jobs of a sweep; a search chooses them as it goes")
-        root = Path(hydra_cfg.runtime.cwd, raw["output_root"], raw["name"])
-        preview(raw, root / slug(hydra_cfg.job.override_dirname))
+        list_job(raw, hydra_cfg, searches=searches)
         return None
     try:
         command = command_of(hydra_cfg.overrides.task)
@@ -130,6 +131,8 @@ def job(cfg: DictConfig) -> float | None:
     except Exception as error:
         failed.append(folder)
         if (said := sentence(error, folder)) is not None:
+            if hydra_cfg.mode == RunMode.RUN:  # nothing follows; Hydra has no line to add
+                sys.exit(f"error: {said}")
             print(f"{folder}: failed: {said}", file=sys.stderr)
             forget_locals(error)
             raise LorapError(said) from error
@@ -141,6 +144,14 @@ def job(cfg: DictConfig) -> float | None:
 def command_of(overrides: Sequence[str]) -> str:
     """The command that runs this job alone, in the folder that it has in its sweep."""
     return shlex.join(["python", "-m", "lorap_exp", "hydra.mode=RUN", *overrides])
+
+
+def list_job(raw: Any, hydra_cfg: Any, *, searches: bool) -> None:
+    """`--dry-run`: a job of a sweep under the folder that it would have."""
+    if searches:
+        sys.exit("error: --dry-run lists the jobs of a sweep; a search chooses them as it goes")
+    root = Path(hydra_cfg.runtime.cwd, raw["output_root"], raw["name"])
+    preview(raw, root / slug(hydra_cfg.job.override_dirname))
 
 
 def preview(raw: Any, folder: Path) -> None:
