@@ -6,7 +6,7 @@ The budget is tokens, and seconds where those are over first.
 """
 
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -22,6 +22,8 @@ from lorap_exp.training.loop import Schedule, recovery_schedule, train
 from lorap_exp.training.weights import call_with, float32_copies, write_back
 
 SETTING = "method.stages.recovery"
+ROWS = 16
+"""Of the logits, compared at a time."""
 
 
 @dataclass(frozen=True, config={"extra": "forbid"})
@@ -145,13 +147,41 @@ def divergence(target_NV: Tensor, logits_NV: Tensor, temperature: float, top: in
     With `top` the likeliest tokens of the target keep their own terms, and the others together are
     one more.
     """
+    if top is None or top >= target_NV.shape[-1]:
+        mean: Tensor = Divergence.apply(target_NV, logits_NV, temperature)
+        return mean
     before = (target_NV.float() / temperature).log_softmax(-1)
     after = (logits_NV.float() / temperature).log_softmax(-1)
-    if top is not None and top < before.shape[-1]:
-        before, chosen = before.topk(top)
-        after = after.gather(-1, chosen)
-        before, after = _with_rest(before), _with_rest(after)
+    before, chosen = before.topk(top)
+    before, after = _with_rest(before), _with_rest(after.gather(-1, chosen))
     return (before.exp() * (before - after)).sum(-1).mean() * temperature**2
+
+
+class Divergence(torch.autograd.Function):
+    """KL over all tokens, some rows at a time: its gradient, softmax(after) - softmax(before), is
+    known with its value, so nothing of the size of the logits is kept in float32."""
+
+    @staticmethod
+    def forward(ctx: Any, target_NV: Tensor, logits_NV: Tensor, temperature: float) -> Tensor:
+        total = logits_NV.new_zeros((), dtype=torch.float64)
+        difference = torch.empty_like(logits_NV)
+        rows = zip(
+            target_NV.split(ROWS), logits_NV.split(ROWS), difference.split(ROWS), strict=True
+        )
+        for target, logits, out in rows:
+            before = (target.float() / temperature).log_softmax(-1)
+            after = (logits.float() / temperature).log_softmax(-1)
+            p = before.exp()
+            total += before.sub_(after).mul_(p).sum(dtype=torch.float64)
+            out.copy_(after.exp_().sub_(p))
+        ctx.save_for_backward(difference)
+        ctx.scale = temperature / len(logits_NV)
+        return (total / len(logits_NV) * temperature**2).float()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, None]:
+        (difference,) = ctx.saved_tensors
+        return None, difference * (gradients[0] * ctx.scale).to(torch.float32), None
 
 
 def _with_rest(log_NK: Tensor) -> Tensor:

@@ -39,6 +39,15 @@ if tuple(int(part) for part in transformers.__version__.split(".")[:2]) < OLDEST
     )
 PARTS = ("right", "left", "inner", "order", "kept", "read")
 """Where the parts of a changed projection are, beside it."""
+MANY = 128
+"""Tokens from which weights are put in order in place of features."""
+
+
+def bare(linear):
+    """A linear layer that nothing hangs on: no adapter, hook, shard or integer."""
+    plain = type(linear) is nn.Linear and type(linear.weight) in (nn.Parameter, torch.Tensor)
+    hooks = linear._forward_hooks or linear._forward_pre_hooks or "forward" in vars(linear)
+    return plain and not hooks
 
 
 class Projection(nn.Module):
@@ -59,12 +68,36 @@ class Projection(nn.Module):
             self.register_buffer(name, found)
 
     def forward(self, x):
+        if x.numel() >= MANY * self.in_features and self.reorders and all(map(bare, self.parts())):
+            return self.product_of_many(x)
         if self.read is not None:
             x = x.index_select(-1, self.read)
         y = self.product(x)
         if self.kept is None:
             return y
         return y.new_zeros(*y.shape[:-1], self.out_features).index_copy(-1, self.kept, y)
+
+    @property
+    def reorders(self):
+        """Some features are read, computed or put in order by an index."""
+        return self.read is not None or self.kept is not None
+
+    def product_of_many(self, x):
+        """The same for many tokens, where ordering weights is cheaper than ordering features."""
+        chain = self.chain()
+        if self.read is not None:
+            weight, bias = chain[0]
+            wide = weight.new_zeros(len(weight), self.in_features)
+            chain[0] = wide.index_copy(1, self.read, weight), bias
+        if self.kept is not None:
+            weight, bias = chain[-1]
+            tall = weight.new_zeros(self.out_features, weight.shape[1])
+            if bias is not None:
+                bias = bias.new_zeros(self.out_features).index_copy(0, self.kept, bias)
+            chain[-1] = tall.index_copy(0, self.kept, weight), bias
+        for weight, bias in chain:
+            x = nn.functional.linear(x, weight, bias)
+        return x
 
     @property
     def weight(self):
@@ -112,6 +145,9 @@ class NarrowLinear(Projection):
     def product(self, x):
         return self.inner(x)
 
+    def chain(self):
+        return [(self.inner.weight, self.inner.bias)]
+
     def matrix(self, dtype):
         return self.inner.weight.to(dtype)
 
@@ -134,6 +170,9 @@ class LowRankLinear(Projection):
 
     def product(self, x):
         return self.left(self.right(x))
+
+    def chain(self):
+        return [(part.weight, part.bias) for part in (self.right, self.left)]
 
     def matrix(self, dtype):
         return self.left.weight.to(dtype) @ self.right.weight.to(dtype)
@@ -165,10 +204,21 @@ class PivotedLinear(LowRankLinear):
         self.left = nn.Linear(rank, outputs - rank, bias=bias, **factory)
         self.register_buffer("order", torch.arange(outputs, device=factory.get("device")))
 
+    @property
+    def reorders(self):
+        return True
+
     def product(self, x):
         rows = self.right(x)
         both = torch.cat([rows, self.left(rows)], dim=-1)
         return both.index_select(-1, self.order.argsort())
+
+    def chain(self):
+        places, weight, bias = self.order.argsort(), self.left.weight, self.left.bias
+        same = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
+        if bias is not None:
+            bias = torch.cat([bias.new_zeros(len(same)), bias])[places]
+        return [(self.right.weight, self.right.bias), (torch.cat([same, weight])[places], bias)]
 
     def matrix(self, dtype):
         rows = self.right.weight.to(dtype)

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from lorap_exp import pipeline
 from lorap_exp.config import Config
 from lorap_exp.errors import LorapError
-from lorap_exp.methods.distillation import divergence, trained_weights
+from lorap_exp.methods.distillation import ROWS, divergence, trained_weights
 from lorap_exp.methods.stack import build_stack
 from lorap_exp.steps import compress as compression
 from tests.methods.stacks import cutting
@@ -49,6 +49,17 @@ def test_the_loss_is_the_divergence_of_the_distributions() -> None:
     assert divergence(one, one, 2.0, 3) == pytest.approx(0, abs=1e-6)
     few = divergence(one, other, 1.0, 3)
     assert 0 < few < expected, "what is grouped cannot tell the distributions further apart"
+
+
+def test_the_gradient_of_the_divergence() -> None:
+    """Of all tokens at a temperature, some rows at a time, against autograd on the whole."""
+    generator = torch.Generator().manual_seed(0)
+    one, other = (torch.randn(2 * ROWS + 3, 11, generator=generator) for _ in range(2))
+    found, slow = (other.clone().requires_grad_(True) for _ in range(2))
+    (3 * divergence(one, found, 2.0, None)).backward()
+    before, after = ((x / 2).log_softmax(-1) for x in (one, slow))
+    (3 * 4 * kl_div(after, before, reduction="batchmean", log_target=True)).backward()
+    torch.testing.assert_close(found.grad, slow.grad)
 
 
 def test_the_embedding_stays(tiny: Callable[..., PreTrainedModel]) -> None:

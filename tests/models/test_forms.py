@@ -18,6 +18,7 @@ from lorap_exp.models.counting import count_parameters
 from lorap_exp.models.families import blocks_of, decoder_family
 from lorap_exp.models.forms import as_compressed, compressed_config, export, multiply_out
 from lorap_exp.models.modeling_compressed import (
+    MANY,
     LowRankLinear,
     PivotedLinear,
     Projection,
@@ -79,6 +80,39 @@ def test_a_form_is_the_linear_map_of_its_weight(form: dict[str, Any], bias: bool
     torch.testing.assert_close(multiply_out(projection)(x), expected)
     assert projection.weight.shape == (32, 48)
     assert (projection.bias is not None) == bias
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_many_tokens_take_another_way_to_the_same(form: dict[str, Any], bias: bool) -> None:
+    """Weights are put in order in place of features; gradients are the same too."""
+    torch.manual_seed(0)
+    projection = fill(reshape_linear(nn.Linear(48, 32, bias=bias), **form))
+    shuffle(projection)
+    weights = list(projection.requires_grad_(True).parameters())
+    x, target = torch.randn(2, MANY, 48), torch.randn(2, MANY, 32)
+    at_once = projection(x)
+    in_pieces = torch.cat([projection(part) for part in x.split(8, dim=1)], dim=1)
+    torch.testing.assert_close(at_once, in_pieces)
+    found, expected = (
+        torch.autograd.grad((y * target).sum(), weights) for y in (at_once, in_pieces)
+    )
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_what_hangs_on_a_part_counts_for_many_tokens_too(form: dict[str, Any]) -> None:
+    """Adapters and hooks would be passed by where weights are used by themselves."""
+    projection = fill(reshape_linear(nn.Linear(48, 32, bias=False), **form))
+    if not isinstance(projection, Projection):
+        pytest.skip("a plain layer has no parts")
+    shuffle(projection)
+    x = torch.randn(2, MANY, 48)
+    before, seen = projection(x), []
+    for part in projection.parts():
+        part.register_forward_hook(lambda module, given, output: seen.append(module))
+    torch.testing.assert_close(projection(x), before)
+    assert seen == list(projection.parts())
 
 
 def test_a_pivoted_projection_stores_its_rows_once() -> None:
