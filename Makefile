@@ -49,6 +49,7 @@ docs: $(READY)  ## the generated pages: docs/experiments.md and docs/settings.md
 bench: $(READY)  ## costs as ratios measured side by side
 	$(BIN)/python -m benchmarks.cost
 	$(BIN)/python -m benchmarks.products
+	$(BIN)/python -m benchmarks.pages
 	$(BIN)/python -m benchmarks.sharing
 	$(BIN)/python -m benchmarks.training_memory
 	$(BIN)/python -m benchmarks.token_errors
