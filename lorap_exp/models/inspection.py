@@ -18,7 +18,8 @@ from transformers.core_model_loading import WeightTransform
 
 from lorap_exp.errors import LorapError, shown
 from lorap_exp.models.headers import FLOATS, Stored, read_json, refuse_pointer, stored_tensors
-from lorap_exp.models.quantised import as_written, check_extra, quantisation_in
+from lorap_exp.models.quantised import PACKAGE, as_written, quantisation_in
+from lorap_exp.workspace.extras import require
 
 WRAPPERS = (r"(^|\.)_orig_mod\.", r"^module\.", r"^(model\.)?language_model\.")
 """Left by torch.compile, DataParallel, and a multimodal model around its text model."""
@@ -98,7 +99,7 @@ def check_folder(folder: Path) -> dict[str, Any]:
         raise LorapError(f"model.path: text_config must be an object, got {shown(text)}")
     for section in (config, text or {}):
         if quantisation_in(section, folder) is not None:
-            check_extra(f"model.path '{folder}', whose weights are quantised,")
+            require(PACKAGE, f"model.path '{folder}', whose weights are quantised,")
         check_numbers(section, f"'{folder / 'config.json'}'")
     if (folder / "generation_config.json").exists():
         read_json(folder / "generation_config.json")

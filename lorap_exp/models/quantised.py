@@ -7,7 +7,6 @@ matrix of a block (replacements, branches, shortcuts, experts) stay as they are.
 """
 
 import copy
-import importlib.util
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -24,8 +23,9 @@ from lorap_exp.models.families import Block, blocks_of
 from lorap_exp.models.headers import Stored, read_json
 from lorap_exp.models.modeling_compressed import Projection, SplitLinear
 from lorap_exp.ops.gptq import group_scales
+from lorap_exp.workspace.extras import require
 
-EXTRA = "compressed_tensors"
+PACKAGE = "compressed-tensors"
 FORMAT = "pack-quantized"
 BITS = {"int8": 8, "int4": 4, "gptq": 4}
 SCALE = "weight_scale"
@@ -45,18 +45,9 @@ class Packed:
     settings: dict[str, Any]
 
 
-def check_extra(what: str) -> None:
-    """Raise unless compressed-tensors is installed."""
-    if importlib.util.find_spec(EXTRA) is None:
-        raise LorapError(
-            f"{what} needs the extra quantise: pip install 'lorap-exp[quantise]' "
-            f"(the package compressed-tensors)"
-        )
-
-
 def check_quantisable(config: PreTrainedConfig, what: str) -> None:
     """Raise unless compressed-tensors is installed and the matrices are linear layers."""
-    check_extra(what)
+    require(PACKAGE, what)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     if any(isinstance(module, Conv1D) for module in model.modules()):
@@ -94,7 +85,7 @@ def opening(config: PreTrainedConfig, folder: Path) -> PreTrainedConfig:
     settings = quantisation_in(read_json(folder / "config.json"), folder)
     if settings is None:
         return config
-    check_extra(f"'{folder}', whose weights are quantised,")
+    require(PACKAGE, f"'{folder}', whose weights are quantised,")
     config = copy.deepcopy(config)
     config.quantization_config = settings | {"dequantize": True}
     return config

@@ -4,7 +4,12 @@ from importlib.util import find_spec
 
 from lorap_exp.errors import LorapError
 
-EXTRAS = {"lm-eval": ("lm_eval", "eval"), "wandb": ("wandb", "wandb"), "peft": ("peft", "recovery")}
+EXTRAS = {
+    "lm-eval": ("lm_eval", "eval"),
+    "wandb": ("wandb", "wandb"),
+    "peft": ("peft", "recovery"),
+    "compressed-tensors": ("compressed_tensors", "quantise"),
+}
 """Package -> its module, and the extra that brings it."""
 
 

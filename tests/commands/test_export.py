@@ -23,6 +23,7 @@ from lorap_exp.models.families import blocks_of, decoder_family
 from lorap_exp.models.forms import as_compressed, export
 from lorap_exp.models.openness import awkward_sizes, openness, size_advice
 from lorap_exp.models.tiny import byte_tokenizer
+from lorap_exp.workspace.extras import EXTRAS
 from tests.models.compressing import IDS, rewrite
 
 Tiny = Callable[..., PreTrainedModel]
@@ -116,8 +117,8 @@ def test_a_failing_converter_is_quoted(
 
 
 def test_integers_need_the_extra(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lorap_exp.models.quantised.EXTRA", "no_such_package")
-    with pytest.raises(LorapError, match=r"--to int8 needs the extra quantise: pip install 'lorap"):
+    monkeypatch.setitem(EXTRAS, "compressed-tensors", ("no_such_package", "quantise"))
+    with pytest.raises(LorapError, match=r"--to int8 needs compressed-tensors: pip install 'lorap"):
         convert(folder, "int8", None)
 
 

@@ -20,6 +20,7 @@ from lorap_exp.models.rewriting import factored, gathered
 from lorap_exp.ops.gptq import nearest, restored
 from lorap_exp.planning.edits import Quantised
 from lorap_exp.reporting.table import cells, frame
+from lorap_exp.workspace.extras import EXTRAS
 from tests.methods.stacks import compress, planned, stack_of
 
 IDS = torch.arange(8 * 16).view(8, 16) % 200
@@ -86,9 +87,9 @@ def test_it_comes_last_also_behind_a_recovery(config: Make) -> None:
 def test_a_missing_extra_is_named_before_anything_is_loaded(
     tmp_path: Path, config: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lorap_exp.models.quantised.EXTRA", "no_such_package")
+    monkeypatch.setitem(EXTRAS, "compressed-tensors", ("no_such_package", "quantise"))
     monkeypatch.setattr("lorap_exp.steps.compress.load_model", None)
-    with pytest.raises(LorapError, match=r"needs the extra quantise: pip install 'lorap-exp\["):
+    with pytest.raises(LorapError, match=r"needs compressed-tensors: pip install 'lorap-exp\["):
         pipeline.run(config(stage("int8")), tmp_path)
 
 
