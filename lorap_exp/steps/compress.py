@@ -16,7 +16,6 @@ from transformers import PreTrainedModel
 
 from lorap_exp.analysis.spectra import measure_spectra
 from lorap_exp.calibration.evidence import Sharing, Survey
-from lorap_exp.calibration.sampling import digest
 from lorap_exp.calibration.survey import survey
 from lorap_exp.config import Config
 from lorap_exp.methods.contract import Step, Whole
@@ -38,11 +37,11 @@ from lorap_exp.planning.edits import Edit, Plan, Quantised
 from lorap_exp.reporting.selection import plot_selection
 from lorap_exp.reporting.spectra import plot_spectra
 from lorap_exp.steps.prepare import Inputs
+from lorap_exp.steps.sharing import check_batch, sharing
 from lorap_exp.steps.stream import open_original, open_saved
 from lorap_exp.workspace.job import Job
 from lorap_exp.workspace.progress import Meter, bar, no_bar, say
 from lorap_exp.workspace.team import Team
-from lorap_exp.workspace.versions import origins
 
 Edits = dict[str, list[Edit]]
 APART = 0.02
@@ -334,30 +333,3 @@ def whole_part(
 
 def _plain(edits: Edits) -> dict[str, Any]:
     return {name: Plan(0.0, tuple(own)).to_dict() for name, own in edits.items()}
-
-
-def dense_key(cfg: Config, inputs: Inputs) -> dict[str, Any]:
-    """What everything computed from the original model depends on."""
-    return {
-        "model": inputs.model_digest,
-        "dtype": cfg.dtype,
-        "device": inputs.device.type,
-        "versions": origins(),
-    }
-
-
-def sharing(cfg: Config, inputs: Inputs) -> Sharing:
-    """What the statistics of the original model depend on, and where they are kept."""
-    assert inputs.calibration is not None
-    tokens = {"shape": list(inputs.calibration.shape), "sha256": digest(inputs.calibration)}
-    batches = {"batch_size": cfg.calibration.batch_size}
-    return Sharing(inputs.store, dense_key(cfg, inputs), {"calibration": tokens | batches})
-
-
-def check_batch(inputs: Inputs) -> Tensor:
-    """A few real sequences on which the reloaded model is compared."""
-    if inputs.calibration is not None:
-        return inputs.calibration[:2]
-    if inputs.suite.texts:
-        return inputs.suite.texts[0][1][:2]
-    return torch.tensor([inputs.tokenizer("The quick brown fox.")["input_ids"]])

@@ -17,8 +17,9 @@ from lorap_exp.evaluation.suite import evaluate
 from lorap_exp.models.digests import digest_tokenizer
 from lorap_exp.models.greedy import end_tokens
 from lorap_exp.models.source import Source
-from lorap_exp.steps.compress import dense_key, load_dense, open_dense
+from lorap_exp.steps.compress import load_dense, open_dense
 from lorap_exp.steps.prepare import Inputs
+from lorap_exp.steps.sharing import dense_key
 from lorap_exp.workspace.job import Job
 from lorap_exp.workspace.progress import Meter, say
 
