@@ -49,7 +49,6 @@ METHODS = {
     "layers merged": ["method=laco", f"{LAYERS}.threshold=0.999", f"{LAYERS}.samples=4"],
     "slicegpt": ["method=slicegpt"],
     "replaceme": ["method=replaceme"],
-    "a linear map": ["method=replaceme", f"{LAYERS}.replacement=linear"],
     "a linear map, then lorap": [
         "method=streamline_lorap",
         f"{LAYERS}.replacement=linear",

@@ -26,8 +26,8 @@ HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 def keep_freed_memory() -> None:
     """Let the process keep what it frees, and large tensors lie on huge pages.
 
-    Otherwise each forward pass gets its activations anew from the system, page by page: a sixth of
-    its time where pages are dear, as in virtual machines. Other C libraries need no setting.
+    Otherwise each forward pass gets its activations anew from the system, page by page, which takes
+    up to a sixth of its time (docs/evaluation.md). Other C libraries need no setting.
     """
     os.environ.setdefault(HUGE_PAGES, "1")
     _set(M_MMAP_THRESHOLD, 2**25)  # the most that glibc takes
