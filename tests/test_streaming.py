@@ -139,11 +139,12 @@ def test_tasks_and_the_dense_answers(config: Make, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("propagation", ["compressed", "original"])
-@pytest.mark.parametrize("method", ["lorap", "lorap_refit"])
+@pytest.mark.parametrize("method", ["lorap", "lorap_refit", "layers, then lorap"])
 def test_a_killed_job_goes_on_from_the_block(
     config: Make, folder: Path, monkeypatch: pytest.MonkeyPatch, method: str, propagation: str
 ) -> None:
-    overrides = [f"method={method}", f"calibration.propagation={propagation}"]
+    overrides = METHODS[method] or [f"method={method}"]
+    overrides = [*overrides, f"calibration.propagation={propagation}"]
     expected = run(config, folder, "memory", "stream=false", *overrides)
     factorise, calls = low_rank.factorise, []
 
@@ -156,7 +157,7 @@ def test_a_killed_job_goes_on_from_the_block(
     monkeypatch.setattr(low_rank, "factorise", dies)
     with pytest.raises(KeyboardInterrupt):
         run(config, folder, "streamed", "stream=true", *overrides)
-    done = len(list((folder.parent / "streamed" / "blocks").glob("block-*")))
+    done = len(list((folder.parent / "streamed").glob("blocks*/block-*")))
     assert 0 < done < 4
     calls.clear()
 

@@ -181,7 +181,7 @@ class Divergence(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, None]:
         (difference,) = ctx.saved_tensors
-        return None, difference * (gradients[0] * ctx.scale).to(torch.float32), None
+        return None, difference * (gradients[0] * ctx.scale), None
 
 
 def _with_rest(log_NK: Tensor) -> Tensor:

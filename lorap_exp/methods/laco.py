@@ -85,6 +85,7 @@ class LaCo(Step):
     ) -> Sequence[Edit]:
         assert part.calibration is not None
         source = part.source
+        source.restart()
         batches = part.calibration[: self.samples].to(source.device).split(part.how.batch_size)
         trials = self._trials(source, batches, len(removed(edits)))
         shown = part.bars("laco", "trial")(trials)

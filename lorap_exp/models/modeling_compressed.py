@@ -40,7 +40,7 @@ if tuple(int(part) for part in transformers.__version__.split(".")[:2]) < OLDEST
 PARTS = ("right", "left", "inner", "order", "kept", "read")
 """Where the parts of a changed projection are, beside it."""
 MANY = 128
-"""Tokens from which weights are put in order in place of features."""
+"""Tokens from which weights are put in order in place of features, on a CPU."""
 
 
 def bare(linear):
@@ -68,7 +68,8 @@ class Projection(nn.Module):
             self.register_buffer(name, found)
 
     def forward(self, x):
-        if x.numel() >= MANY * self.in_features and self.reorders and all(map(bare, self.parts())):
+        many = x.device.type == "cpu" and x.numel() >= MANY * self.in_features
+        if many and self.reorders and all(map(bare, self.parts())):
             return self.product_of_many(x)
         if self.read is not None:
             x = x.index_select(-1, self.read)

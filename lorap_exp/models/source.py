@@ -43,11 +43,6 @@ class Source:
     def restart(self) -> None:
         """Forget what was rewritten before the process was killed."""
 
-    @property
-    def rewritten(self) -> bool:
-        """Some blocks wait on disk to be saved."""
-        return False
-
     def finished(self, block: Block) -> bool:
         """It was rewritten before the process was killed."""
         return False

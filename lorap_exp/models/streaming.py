@@ -197,11 +197,6 @@ class StreamedSource(Source):
         """Forget what was rewritten before the process was killed."""
         self._finished.clear()
 
-    @property
-    def rewritten(self) -> bool:
-        """Some blocks are not those of the checkpoint any more."""
-        return bool(self._finished)
-
     @contextmanager
     def originals(self) -> Iterator[None]:
         """Blocks run as they were before anything was rewritten."""

@@ -149,10 +149,16 @@ class Work:
 
     def is_saved_before(self, step: Step) -> bool:
         """A step needs the model so far in files of its own."""
-        return step.trains or (step.reach == "block" and self.source().rewritten)
+        return step.trains or (step.reach == "block" and self.source().streamed)
+
+    @property
+    def _blocks(self) -> Path:
+        """Where a streamed model's rewritten blocks wait; a saved model has a folder of its own."""
+        saved = "" if self._saved is None else f"_{self._saved.name}"
+        return self._job.folder / f"blocks{saved}"
 
     def _open(self) -> Source:
-        cfg, inputs, blocks = self._cfg, self._inputs, self._job.folder / "blocks"
+        cfg, inputs, blocks = self._cfg, self._inputs, self._blocks
         if self._saved is None:
             if inputs.streamed:
                 say("  streamed: one block at a time is in memory")
@@ -176,8 +182,6 @@ class Work:
         if first.reach == "model":
             label = "replace" if first.removes_layers else "recovery"
             with self._meter.stage(label):
-                if first.removes_layers:
-                    self.source().restart()
                 if first.trains:
                     self._job.write(f"planned_{number}.json", _plain(edits))
                     Team().tell(f"group {number}")
@@ -252,6 +256,7 @@ class Work:
         A group that follows begins with the saved model, as it does in a job that goes on.
         """
         cfg, inputs, folder = self._cfg, self._inputs, self._folder(number, final=final)
+        blocks = self._blocks.name
         with self._meter.stage("save"):
             source = self._take()
             streamed = source if isinstance(source, StreamedSource) else None
@@ -276,9 +281,9 @@ class Work:
         kept = final and streamed is None
         self._source, self._saved = Source(model) if kept else None, folder
         self._note(number, count_parameters(model), weight_bytes(folder))
-        self._job.discard("training", "blocks")
+        self._job.discard("training", blocks)
         if final:
-            self._job.discard(*(f"group_{before}" for before in range(number)))
+            self._job.discard("blocks", *(f"group_{before}" for before in range(number)))
             self._say_size()
 
     def _pack(self, model: PreTrainedModel, scales: Mapping[str, Tensor]) -> Packed | None:

@@ -53,6 +53,13 @@ def shuffle(projection: Any) -> None:
         projection.order.copy_(torch.randperm(projection.order.numel()))
 
 
+def projection_of(form: dict[str, Any], bias: bool) -> Any:
+    torch.manual_seed(0)
+    projection = fill(reshape_linear(nn.Linear(48, 32, bias=bias), **form))
+    shuffle(projection)
+    return projection
+
+
 def with_form(
     model: PreTrainedModel, form: dict[str, Any], names: Sequence[str] = "qv"
 ) -> dict[str, Any]:
@@ -71,9 +78,7 @@ def with_form(
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("form", FORMS, ids=str)
 def test_a_form_is_the_linear_map_of_its_weight(form: dict[str, Any], bias: bool) -> None:
-    torch.manual_seed(0)
-    projection = fill(reshape_linear(nn.Linear(48, 32, bias=bias), **form))
-    shuffle(projection)
+    projection = projection_of(form, bias)
     x = torch.randn(3, 7, 48)
     expected = nn.functional.linear(x, projection.weight, projection.bias)
     torch.testing.assert_close(projection(x), expected)
@@ -86,9 +91,7 @@ def test_a_form_is_the_linear_map_of_its_weight(form: dict[str, Any], bias: bool
 @pytest.mark.parametrize("form", FORMS, ids=str)
 def test_many_tokens_take_another_way_to_the_same(form: dict[str, Any], bias: bool) -> None:
     """Weights are put in order in place of features; gradients are the same too."""
-    torch.manual_seed(0)
-    projection = fill(reshape_linear(nn.Linear(48, 32, bias=bias), **form))
-    shuffle(projection)
+    projection = projection_of(form, bias)
     weights = list(projection.requires_grad_(True).parameters())
     x, target = torch.randn(2, MANY, 48), torch.randn(2, MANY, 32)
     at_once = projection(x)
@@ -103,10 +106,7 @@ def test_many_tokens_take_another_way_to_the_same(form: dict[str, Any], bias: bo
 @pytest.mark.parametrize("form", FORMS, ids=str)
 def test_what_hangs_on_a_part_counts_for_many_tokens_too(form: dict[str, Any]) -> None:
     """Adapters and hooks would be passed by where weights are used by themselves."""
-    projection = fill(reshape_linear(nn.Linear(48, 32, bias=False), **form))
-    if not isinstance(projection, Projection):
-        pytest.skip("a plain layer has no parts")
-    shuffle(projection)
+    projection = projection_of(form, bias=False)
     x = torch.randn(2, MANY, 48)
     before, seen = projection(x), []
     for part in projection.parts():

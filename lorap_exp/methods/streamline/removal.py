@@ -214,6 +214,7 @@ class LayerRemoval(Step):
             self._train(part, edits)
         else:
             assert part.calibration is not None
+            part.source.restart()
             given = (part.source, edits, part.calibration, part.how, self.ridge, self.fit)
             modules: dict[int, nn.Module] = {}
             if self.replacement == "linear_merged":
